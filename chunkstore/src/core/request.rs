@@ -1,0 +1,264 @@
+//! Starting requests: shape, life, lease, gate, then the store or the copy engine.
+
+use super::event::{OutData, ShardAction};
+use super::gate::Rule;
+use super::session::check_shape;
+use super::shard::{List, ListOwner, Op, Request, ShardCore};
+use super::storage::Storage;
+use crate::disk::api::{OpId, SectorRange, StoreRequest};
+use ukai_proto::crc::sector_crcs;
+use ukai_proto::limits::{CHUNK_LIST_MAX, SEQ_MAX, SLOT_SECTORS};
+use ukai_proto::message::{
+    INVENTORY_MAX, Pull, SectorState, inventory, read_chunk_ranges, read_crc_table,
+};
+use ukai_proto::{
+    Buffer, ChunkIndex, Flags, Frame, Header, Opcode, SectorInChunk, Seq, Status, VolumeId,
+};
+
+impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
+    /// Start an admitted request, or say why not.
+    pub(super) fn start(
+        &mut self,
+        now: u64,
+        request: Request,
+        frame: Frame<B>,
+        out: &mut Vec<ShardAction<B>>,
+    ) -> Result<(), (Status, SectorInChunk)> {
+        let header = request.header;
+        let whole = |status| (status, header.sector);
+        check_shape(&self.identity, &header).map_err(whole)?;
+        if !self.is_serving() {
+            return Err(whole(Status::Stopping));
+        }
+        self.pass(&header).map_err(whole)?;
+        let bad = |_| whole(Status::BadRequest);
+        let range = SectorRange {
+            volume: header.volume,
+            chunk: header.chunk,
+            sector: header.sector,
+            count: header.count,
+        };
+        let fua = header.flags.has(Flags::FUA);
+        let (volume, token, generation) = (header.volume, header.token, header.generation);
+        let store_request = match header.opcode {
+            Opcode::Read => StoreRequest::Read(range),
+            Opcode::ReadVersioned => StoreRequest::ReadVersioned(range),
+            Opcode::Write => {
+                let Some(data) = frame.data else {
+                    return Err(whole(Status::BadRequest));
+                };
+                let (settled, crcs) = read_crc_table(&frame.aux, header.count).map_err(bad)?;
+                let crcs: Vec<u32> = crcs.collect();
+                verify(&crcs, data.as_slice(), header.sector)?;
+                self.settled(&header, settled).map_err(whole)?;
+                StoreRequest::Write {
+                    range,
+                    version: header.version(),
+                    generation,
+                    crcs,
+                    data,
+                    fua,
+                }
+            }
+            Opcode::Zero => {
+                let (settled, _) = read_crc_table(&frame.aux, 0).map_err(bad)?;
+                self.settled(&header, settled).map_err(whole)?;
+                StoreRequest::Zero {
+                    range,
+                    version: header.version(),
+                    generation,
+                    unmap: header.flags.has(Flags::UNMAP),
+                    fua,
+                }
+            }
+            Opcode::Flush => StoreRequest::Flush,
+            Opcode::Fence => {
+                self.gate.close(volume, token);
+                // Copies ordered under a lower token would be stopped at their next Put; stop now.
+                self.copies
+                    .fail(Status::StaleToken, &mut self.copy_out, |order| {
+                        order.volume == volume && order.token < token
+                    });
+                StoreRequest::Fence {
+                    volume,
+                    token,
+                    generation,
+                }
+            }
+            Opcode::Adopt => StoreRequest::Adopt {
+                volume,
+                token,
+                generation,
+            },
+            Opcode::Release => StoreRequest::Release {
+                volume,
+                token,
+                generation,
+                ranges: read_chunk_ranges(&frame.aux).map_err(bad)?,
+            },
+            Opcode::DeleteVolume => StoreRequest::DeleteVolume { volume },
+            Opcode::List => {
+                self.list(
+                    ListOwner::Client(request),
+                    volume,
+                    header.chunk,
+                    header.sector,
+                    header.count,
+                );
+                return Ok(());
+            }
+            Opcode::Pull => {
+                let pull = Pull::decode(&frame.aux).map_err(bad)?;
+                let order = self.copies.order(now, header, pull).map_err(whole)?;
+                self.pulls.insert(order, request);
+                self.copies.advance(now, &mut self.copy_out);
+                return Ok(());
+            }
+            Opcode::Settled => {
+                self.settled(&header, header.seq.0).map_err(whole)?;
+                self.done(now, request, Vec::new(), Flags::NONE, OutData::None, out);
+                return Ok(());
+            }
+            Opcode::WrittenSince => {
+                let (chunks, more) =
+                    self.store
+                        .written_since(volume, generation, header.chunk, CHUNK_LIST_MAX);
+                self.chunks(now, request, &chunks, more, out);
+                return Ok(());
+            }
+            Opcode::Inventory => {
+                let (entries, more) = self.store.inventory(volume, INVENTORY_MAX);
+                let flags = if more { Flags::MORE } else { Flags::NONE };
+                self.done(now, request, inventory(&entries), flags, OutData::None, out);
+                return Ok(());
+            }
+            Opcode::Stats => {
+                let mut stats = self.counters.stats;
+                self.store.add_stats(&mut stats);
+                self.done(
+                    now,
+                    request,
+                    stats.encode(),
+                    Flags::NONE,
+                    OutData::None,
+                    out,
+                );
+                return Ok(());
+            }
+            Opcode::Ping => {
+                self.done(now, request, Vec::new(), Flags::NONE, OutData::None, out);
+                return Ok(());
+            }
+            Opcode::Hello => return Err(whole(Status::BadRequest)),
+        };
+        self.submit(Op::Client(request), store_request);
+        Ok(())
+    }
+
+    /// Lease and gate.
+    pub(super) fn pass(&self, header: &Header) -> Result<(), Status> {
+        let rule = match header.opcode {
+            Opcode::Hello | Opcode::Stats | Opcode::Ping | Opcode::Inventory => return Ok(()),
+            Opcode::Fence => Rule::Fence,
+            Opcode::Adopt
+            | Opcode::Read
+            | Opcode::Write
+            | Opcode::Zero
+            | Opcode::Pull
+            | Opcode::Release => Rule::TokenAndMap,
+            Opcode::Flush
+            | Opcode::List
+            | Opcode::ReadVersioned
+            | Opcode::WrittenSince
+            | Opcode::Settled
+            | Opcode::DeleteVolume => Rule::Token,
+        };
+        if !self.lease_held {
+            return Err(Status::NoLease);
+        }
+        let recorded = self.store.fence(header.volume);
+        self.gate.check(
+            rule,
+            header.volume,
+            header.token,
+            header.generation,
+            recorded,
+        )
+    }
+
+    pub(super) fn settled(&mut self, header: &Header, seq: u64) -> Result<(), Status> {
+        if seq > SEQ_MAX {
+            return Err(Status::BadRequest);
+        }
+        if seq > 0 {
+            self.store.settled(header.volume, header.token, Seq(seq));
+        }
+        Ok(())
+    }
+
+    pub(super) fn submit(&mut self, op: Op, request: StoreRequest<B>) {
+        let id = OpId(self.next_op);
+        self.next_op += 1;
+        self.ops.insert(id, op);
+        self.submitted = true;
+        self.store.submit(id, request, &mut self.store_out);
+    }
+
+    /// Ask the store for the states of any range, slot by slot.
+    pub(super) fn list(
+        &mut self,
+        owner: ListOwner,
+        volume: VolumeId,
+        chunk: ChunkIndex,
+        first: SectorInChunk,
+        count: u16,
+    ) {
+        let list = self.next_op;
+        self.next_op += 1;
+        let parts: Vec<(u16, u16)> = slots_of(first.0, count).collect();
+        let pending = List {
+            owner,
+            states: vec![SectorState::UNWRITTEN; count.into()],
+            parts_left: parts.len(),
+            failed: None,
+        };
+        self.lists.insert(list, pending);
+        for (sector, count) in parts {
+            let offset = usize::from(sector - first.0);
+            let range = SectorRange {
+                volume,
+                chunk,
+                sector: SectorInChunk(sector),
+                count,
+            };
+            self.submit(Op::ListPart { list, offset }, StoreRequest::List(range));
+        }
+    }
+}
+
+/// The parts of a sector range, slot by slot.
+fn slots_of(first: u16, count: u16) -> impl Iterator<Item = (u16, u16)> {
+    const SLOT: u16 = SLOT_SECTORS as u16;
+    let end = first + count;
+    let mut at = first;
+    std::iter::from_fn(move || {
+        (at < end).then(|| {
+            let stop = end.min((at / SLOT + 1).saturating_mul(SLOT));
+            let part = (at, stop - at);
+            at = stop;
+            part
+        })
+    })
+}
+
+/// Does each sector match its checksum? Names the first that does not.
+fn verify(crcs: &[u32], data: &[u8], first: SectorInChunk) -> Result<(), (Status, SectorInChunk)> {
+    let wrong = sector_crcs(data)
+        .zip(crcs)
+        .position(|(got, told)| got != *told);
+    match wrong {
+        None => Ok(()),
+        #[allow(clippy::cast_possible_truncation)] // below the frame's 256 sectors
+        Some(at) => Err((Status::BadCrc, SectorInChunk(first.0 + at as u16))),
+    }
+}

@@ -1,0 +1,404 @@
+//! A device in memory that loses what was not flushed: the fake of tests and simulators.
+//!
+//! Fault model. A write is *volatile* from its submission until a dsync of its own or a sync that began
+//! after its completion has completed. Reads see every completed write. At a power cut each 4 KiB sector
+//! of each volatile write is decided by itself: old, new, or trash; completed or not makes no difference,
+//! and neither does the order of submission. What was synced stays. At a process crash completed
+//! operations stay, and each submitted one happens whole or not at all.
+
+use super::api::{Disk, DiskError, DiskOp, DiskResult, IoId, WriteData};
+use super::layout::{BLOCK, BLOCK_BYTES};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// EIO.
+pub const EIO: i32 = 5;
+
+type Sector = Rc<[u8; BLOCK_BYTES]>;
+
+/// What becomes of one sector of a volatile write at a power cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// The write did not reach the medium.
+    Old,
+    /// It did.
+    New,
+    /// Noise is there now (a device without the atomicity that the store assumes).
+    Trash,
+}
+
+/// One sector of a volatile write, offered to the choice of a power cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Pending {
+    /// Order of submission among all writes of the device.
+    pub write: u64,
+    /// Position of the sector.
+    pub position: u64,
+    /// The operation had completed.
+    pub completed: bool,
+}
+
+/// Which calls fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FailPlan {
+    /// Counts down with every read, write and sync; the call that finds 0 fails with EIO.
+    pub after: Option<u64>,
+    /// All later calls fail too.
+    pub persistent: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Write {
+    serial: u64,
+    position: u64,
+    sectors: Vec<Sector>,
+    completed: bool,
+}
+
+/// A submitted operation.
+#[derive(Debug)]
+enum Submitted {
+    Read { io: IoId, position: u64, bytes: u32 },
+    Write { io: IoId, serial: u64, dsync: bool },
+    Sync { io: IoId, covers: Vec<u64> },
+    Punch { io: IoId },
+}
+
+/// What kind of operation is pending, for schedulers that treat them differently.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpKind {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+    /// A sync.
+    Sync,
+    /// A punch.
+    Punch,
+}
+
+/// The device.
+#[derive(Debug, Default)]
+pub struct MemDisk {
+    bytes: u64,
+    /// What survives a cut, by sector number; absent: zeros.
+    durable: BTreeMap<u64, Sector>,
+    /// What reads see where it differs from `durable`.
+    cached: BTreeMap<u64, Sector>,
+    /// Writes not yet known durable, by serial.
+    volatile: BTreeMap<u64, Write>,
+    submitted: Vec<Submitted>,
+    serial: u64,
+    /// Calls seen (reads, writes, syncs).
+    pub calls: u64,
+    /// Injected failures.
+    pub fail: FailPlan,
+    /// Sectors that cannot be read.
+    pub unreadable: std::collections::BTreeSet<u64>,
+}
+
+impl MemDisk {
+    /// A device of zeros.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        assert!(bytes.is_multiple_of(BLOCK), "{bytes} bytes is no whole number of sectors");
+        Self { bytes, ..Self::default() }
+    }
+
+    /// Fail the call that comes after `after` others, and all later ones if `persistent`.
+    pub fn fail_after(&mut self, after: u64, persistent: bool) {
+        self.fail = FailPlan { after: Some(after), persistent };
+    }
+
+    /// No more injected failures.
+    pub fn heal(&mut self) {
+        self.fail = FailPlan::default();
+        self.unreadable.clear();
+    }
+
+    /// Did the planned failure happen?
+    #[must_use]
+    pub fn failure_fired(&self) -> bool {
+        self.fail.after.is_none() || self.fail.after == Some(0) && self.fail.persistent
+    }
+
+    fn call(&mut self) -> Result<(), DiskError> {
+        self.calls += 1;
+        match &mut self.fail.after {
+            None => Ok(()),
+            Some(0) => {
+                if !self.fail.persistent {
+                    self.fail.after = None;
+                }
+                Err(DiskError(EIO))
+            }
+            Some(after) => {
+                *after -= 1;
+                Ok(())
+            }
+        }
+    }
+
+    fn check(&self, position: u64, bytes: u64) {
+        assert!(
+            position.is_multiple_of(BLOCK) && bytes.is_multiple_of(BLOCK),
+            "unaligned I/O at {position}, {bytes} bytes"
+        );
+        assert!(
+            position.checked_add(bytes).is_some_and(|end| end <= self.bytes),
+            "I/O at {position}, {bytes} bytes, on a device of {}",
+            self.bytes
+        );
+    }
+
+    fn load(&self, position: u64, out: &mut [u8]) -> Result<(), DiskError> {
+        let first = position / BLOCK;
+        for (sector, chunk) in (first..).zip(out.chunks_exact_mut(BLOCK_BYTES)) {
+            if self.unreadable.contains(&sector) {
+                return Err(DiskError(EIO));
+            }
+            match self.cached.get(&sector).or_else(|| self.durable.get(&sector)) {
+                Some(content) => chunk.copy_from_slice(&content[..]),
+                None => chunk.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    fn begin_write(&mut self, position: u64, data: &[u8]) -> u64 {
+        self.check(position, data.len() as u64);
+        self.serial += 1;
+        let sectors = data
+            .chunks_exact(BLOCK_BYTES)
+            .map(|chunk| {
+                let mut sector = [0; BLOCK_BYTES];
+                sector.copy_from_slice(chunk);
+                Rc::new(sector)
+            })
+            .collect();
+        let write = Write { serial: self.serial, position, sectors, completed: false };
+        self.volatile.insert(self.serial, write);
+        self.serial
+    }
+
+    fn complete_write(&mut self, serial: u64) {
+        let write = self.volatile.get_mut(&serial).expect("submitted");
+        write.completed = true;
+        for (sector, content) in (write.position / BLOCK..).zip(&write.sectors) {
+            self.cached.insert(sector, content.clone());
+        }
+    }
+
+    fn harden(&mut self, serial: u64) {
+        let Some(write) = self.volatile.remove(&serial) else {
+            return;
+        };
+        assert!(write.completed, "only completed writes become durable");
+        for (sector, content) in (write.position / BLOCK..).zip(write.sectors) {
+            // A later completed write of the same sector may still be volatile: reads keep seeing it.
+            if self.cached.get(&sector).is_some_and(|seen| Rc::ptr_eq(seen, &content)) {
+                self.cached.remove(&sector);
+            }
+            self.durable.insert(sector, content);
+        }
+    }
+
+    fn completed_writes(&self) -> Vec<u64> {
+        self.volatile.values().filter(|write| write.completed).map(|write| write.serial).collect()
+    }
+
+    /// Give an operation to the device. Nothing happens until [`MemDisk::complete`].
+    pub fn submit(&mut self, op: DiskOp<Vec<u8>>) {
+        let submitted = match op {
+            DiskOp::Read { io, position, bytes } => {
+                self.check(position, bytes.into());
+                Submitted::Read { io, position, bytes }
+            }
+            DiskOp::Write { io, position, data, dsync } => {
+                let (WriteData::Payload(data) | WriteData::Owned(data)) = data;
+                let serial = self.begin_write(position, &data);
+                Submitted::Write { io, serial, dsync }
+            }
+            DiskOp::Sync { io } => Submitted::Sync { io, covers: self.completed_writes() },
+            DiskOp::Punch { io, position, bytes } => {
+                self.check(position, bytes);
+                Submitted::Punch { io }
+            }
+        };
+        self.submitted.push(submitted);
+    }
+
+    /// Operations submitted and not completed.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.submitted.len()
+    }
+
+    /// Kind of a pending operation.
+    #[must_use]
+    pub fn pending_kind(&self, index: usize) -> OpKind {
+        match self.submitted[index] {
+            Submitted::Read { .. } => OpKind::Read,
+            Submitted::Write { .. } => OpKind::Write,
+            Submitted::Sync { .. } => OpKind::Sync,
+            Submitted::Punch { .. } => OpKind::Punch,
+        }
+    }
+
+    /// Complete the pending operation at `index` (any order is legal), or fail it as planned.
+    pub fn complete(&mut self, index: usize) -> (IoId, DiskResult<Vec<u8>>) {
+        let submitted = self.submitted.remove(index);
+        let fails = match submitted {
+            Submitted::Punch { .. } => Ok(()),
+            _ => self.call(),
+        };
+        let fails = fails.map_err(|error| error.0);
+        match submitted {
+            Submitted::Read { io, position, bytes } => {
+                let mut out = vec![0; bytes as usize];
+                match fails.and_then(|()| self.load(position, &mut out).map_err(|e| e.0)) {
+                    Ok(()) => (io, DiskResult::Read(out)),
+                    Err(errno) => (io, DiskResult::Failed(errno)),
+                }
+            }
+            // A failed write may have reached the medium in part: it stays a candidate of a cut.
+            Submitted::Write { io, serial, dsync } => match fails {
+                Ok(()) => {
+                    self.complete_write(serial);
+                    if dsync {
+                        self.harden(serial);
+                    }
+                    (io, DiskResult::Done)
+                }
+                Err(errno) => (io, DiskResult::Failed(errno)),
+            },
+            Submitted::Sync { io, covers } => match fails {
+                Ok(()) => {
+                    covers.into_iter().for_each(|serial| self.harden(serial));
+                    (io, DiskResult::Done)
+                }
+                Err(errno) => (io, DiskResult::Failed(errno)),
+            },
+            Submitted::Punch { io } => (io, DiskResult::Done),
+        }
+    }
+
+    /// Sectors of volatile writes, in order of submission: what a cut would ask about.
+    #[must_use]
+    pub fn volatile_sectors(&self) -> Vec<Pending> {
+        self.volatile
+            .values()
+            .flat_map(|write| {
+                (0..write.sectors.len() as u64).map(|sector| Pending {
+                    write: write.serial,
+                    position: write.position + sector * BLOCK,
+                    completed: write.completed,
+                })
+            })
+            .collect()
+    }
+
+    /// The power fails: `choose` decides each sector of each volatile write, in order of submission;
+    /// submitted operations are gone.
+    pub fn cut(&mut self, choose: &mut impl FnMut(Pending) -> Fate) {
+        self.submitted.clear();
+        self.cached.clear();
+        for (serial, write) in std::mem::take(&mut self.volatile) {
+            for (sector, content) in (write.position / BLOCK..).zip(write.sectors) {
+                let pending =
+                    Pending { write: serial, position: sector * BLOCK, completed: write.completed };
+                match choose(pending) {
+                    Fate::Old => {}
+                    Fate::New => {
+                        self.durable.insert(sector, content);
+                    }
+                    Fate::Trash => {
+                        let mut noise = *content;
+                        noise.iter_mut().step_by(7).for_each(|byte| *byte ^= 0xa5);
+                        self.durable.insert(sector, Rc::new(noise));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The process dies, the kernel lives: completed operations stay, each submitted write happens
+    /// whole if `happens` says so, and nothing more will complete. Caches stay volatile.
+    pub fn crash_process(&mut self, happens: &mut impl FnMut() -> bool) {
+        for submitted in std::mem::take(&mut self.submitted) {
+            if let Submitted::Write { serial, .. } = submitted {
+                if happens() {
+                    self.complete_write(serial);
+                } else {
+                    self.volatile.remove(&serial);
+                }
+            }
+        }
+        // Writes that failed earlier are neither submitted nor completed: they never happened.
+        self.volatile.retain(|_, write| write.completed);
+    }
+
+    /// Damage a sector at rest: flips bits of what is there.
+    pub fn rot(&mut self, position: u64) {
+        self.check(position, BLOCK);
+        let sector = position / BLOCK;
+        let mut content = [0; BLOCK_BYTES];
+        let held = self.cached.get(&sector).or_else(|| self.durable.get(&sector));
+        if let Some(held) = held {
+            content = **held;
+        }
+        content.iter_mut().step_by(64).for_each(|byte| *byte ^= 0x10);
+        self.cached.remove(&sector);
+        self.durable.insert(sector, Rc::new(content));
+    }
+
+    /// A copy of what would survive a cut in which no volatile write reached the medium.
+    #[must_use]
+    pub fn durable_copy(&self) -> Self {
+        Self { bytes: self.bytes, durable: self.durable.clone(), ..Self::default() }
+    }
+
+    /// A copy with every volatile write, completed or not, still open (but nothing submitted): a state
+    /// from which several cuts can be tried.
+    #[must_use]
+    pub fn snapshot(&self) -> Self {
+        Self {
+            bytes: self.bytes,
+            durable: self.durable.clone(),
+            cached: self.cached.clone(),
+            volatile: self.volatile.clone(),
+            serial: self.serial,
+            ..Self::default()
+        }
+    }
+}
+
+impl Disk for MemDisk {
+    fn size(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read(&mut self, position: u64, out: &mut [u8]) -> Result<(), DiskError> {
+        self.check(position, out.len() as u64);
+        self.call()?;
+        self.load(position, out)
+    }
+
+    fn write(&mut self, position: u64, data: &[u8]) -> Result<(), DiskError> {
+        let serial = self.begin_write(position, data);
+        self.call()?;
+        self.complete_write(serial);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> Result<(), DiskError> {
+        self.call()?;
+        self.completed_writes().into_iter().for_each(|serial| self.harden(serial));
+        Ok(())
+    }
+
+    fn punch(&mut self, position: u64, bytes: u64) -> Result<(), DiskError> {
+        self.check(position, bytes);
+        Ok(())
+    }
+}

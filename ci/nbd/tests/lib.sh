@@ -1,0 +1,26 @@
+# Sourced first by every test of the NBD frontend on the host: a cluster in a scratch folder.
+# shellcheck shell=bash
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
+. ci/lib.sh
+. ci/cluster.sh
+. ci/scenario.sh
+
+# Not /tmp, which may be a tmpfs; and short, since paths of Unix sockets are.
+scratch=$(mktemp -d "${UKAI_SCRATCH:-/var/tmp}/ukai-nbd.XXXXXX")
+
+scenario_end() { # STATUS
+	rm -rf "$scratch"
+}
+trap on_exit EXIT
+
+begin() { cluster_begin "$scratch"; }
+
+# attach VOLUME [ARGUMENT...]: over NBD on a Unix socket; `uri` is then its address
+attach() {
+	front_attach "$1" --frontend nbd --nbd-unix "$scratch/$1.sock" "${@:2}"
+	uri=${DEVICE[$1]}
+	[[ $uri == nbd+unix://* ]] || die "attach said $uri, which is no NBD URI"
+}
+
+read_all() { nbdcopy "$uri" -; }

@@ -1,0 +1,296 @@
+//! The command line: parsing only, nothing is done here.
+
+use crate::place::PlaceArg;
+use crate::range::RangeArg;
+use crate::units::ByteSize;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Administration of UKAI: clusters, volumes, where their data lies, nodes.
+#[derive(Parser, Debug)]
+#[command(
+    name = "ukai-tools",
+    version,
+    after_help = "Exit codes: 0 done; 1 refused or failed; 2 malformed command line, size, range or name; \
+                  3 metadata store unreachable; 4 no such volume, node or file; \
+                  5 in use (name taken, attached, changed by someone else meanwhile).\n\
+                  Sizes: 10GiB, 1.5TiB, 4096 (bytes). Ranges: 0-64GiB (end not included), 64GiB- (to the end), \
+                  chunks:0-15 (both included), all."
+)]
+pub(crate) struct Cli {
+    /// Metadata store: sqlite:/path/meta.db or zk:host:2181,host2:2181/chroot [env: UKAI_META]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) meta: Option<String>,
+    /// Print JSON instead of tables (errors too, on standard error)
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Noun {
+    /// The cluster as a whole
+    #[command(subcommand)]
+    Cluster(ClusterVerb),
+    /// Virtual disks: create, look at, place, copy in and out
+    #[command(subcommand)]
+    Volume(VolumeVerb),
+    /// Storage nodes
+    #[command(subcommand)]
+    Node(NodeVerb),
+    /// Counters of a volume: of its front, if it is attached, and of its nodes
+    Stats(VolumeName),
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum ClusterVerb {
+    /// Make the metadata store that of a new cluster
+    Init,
+    /// Identity, sites, nodes and space
+    Show,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum VolumeVerb {
+    /// Make a volume; it takes no space until it is written
+    Create(Create),
+    /// All volumes
+    List,
+    /// One volume: size, placement, state, who has it attached
+    Show(VolumeName),
+    /// Change the size; the front presents the new one
+    Resize(Resize),
+    /// Delete a volume and its data on all nodes; refused while it is attached
+    Delete(Delete),
+    /// Where every chunk lies
+    Map(Map),
+    /// Make copies of a range on one more node; it is filled while the volume is in use
+    AddLocation(Location),
+    /// Give up the copies of a range on a node
+    RemoveLocation(RemoveLocation),
+    /// Bring every replica in sync
+    Synchronize(Synchronize),
+    /// Copy an image file into a volume
+    Import(Import),
+    /// Copy a volume into an image file
+    Export(Export),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct VolumeName {
+    /// The volume's name
+    #[arg(value_name = "VOLUME")]
+    pub(crate) volume: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum DurabilityArg {
+    /// Volatile write cache: durable after a flush, as on a usual disk
+    Cache,
+    /// Every write is durable on every in-sync replica before it completes
+    Through,
+}
+
+/// Where a new volume's copies go; shared by `create` and `import`.
+#[derive(Args, Debug)]
+pub(crate) struct Placement {
+    /// Copies per site, for example site-a:2,site-b:1
+    #[arg(long, value_delimiter = ',', value_name = "SITE:COPIES")]
+    pub(crate) place: Vec<PlaceArg>,
+    /// Exactly these nodes (names or uuids), one copy each
+    #[arg(long, value_delimiter = ',', value_name = "NODE")]
+    pub(crate) node: Vec<String>,
+    /// Size of the pieces that can be placed on their own: a power of two, 1MiB to 64MiB
+    #[arg(long, default_value = "4MiB", value_name = "SIZE")]
+    pub(crate) chunk: ByteSize,
+    /// When a write counts as done
+    #[arg(long, value_enum, default_value_t = DurabilityArg::Cache)]
+    pub(crate) durability: DurabilityArg,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    /// Size, a multiple of 4KiB
+    #[arg(long)]
+    pub(crate) size: ByteSize,
+    #[command(flatten)]
+    pub(crate) placement: Placement,
+    /// Show what would be done; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Resize {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    /// New size, a multiple of 4KiB
+    #[arg(long)]
+    pub(crate) size: ByteSize,
+    /// Show what would be done; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Delete {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    /// Do not ask
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Forget the volume even if nodes that hold its data cannot be reached; their copies stay behind
+    #[arg(long)]
+    pub(crate) abandon_unreachable: bool,
+    /// Show what would be done; change nothing
+    #[arg(long, conflicts_with = "yes")]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Map {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    /// Only this part
+    #[arg(long, default_value = "all")]
+    pub(crate) range: RangeArg,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Location {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    /// The node, by name or uuid
+    #[arg(long)]
+    pub(crate) node: String,
+    /// Only this part
+    #[arg(long, default_value = "all")]
+    pub(crate) range: RangeArg,
+    /// Show what would be done; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RemoveLocation {
+    #[command(flatten)]
+    pub(crate) location: Location,
+    /// Allow fewer in-sync copies than the volume was created with (never fewer than one)
+    #[arg(long)]
+    pub(crate) force_below_copies: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Synchronize {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    /// Return only when every replica is in sync (a detached volume is always waited for)
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// With --wait: give up after so many seconds
+    #[arg(long, requires = "wait", value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
+    /// Show what would be done; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Formats that go in and out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum ImageFormat {
+    /// Bytes as they are
+    Raw,
+    /// QEMU's copy-on-write format
+    Qcow2,
+}
+
+impl ImageFormat {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Import {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    /// The image file
+    pub(crate) file: PathBuf,
+    /// Its format; found out from the file if not given
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<ImageFormat>,
+    /// The volume may be larger than the image; the rest keeps what it holds
+    #[arg(long)]
+    pub(crate) allow_larger: bool,
+    /// With --place or --node the volume is made first, of the image's size
+    #[command(flatten)]
+    pub(crate) placement: Placement,
+    /// Show what would be done; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Export {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    /// The image file to write
+    pub(crate) file: PathBuf,
+    /// Its format
+    #[arg(long, value_enum, default_value_t = ImageFormat::Raw)]
+    pub(crate) format: ImageFormat,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Show what would be done; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum NodeVerb {
+    /// All nodes
+    List,
+    /// One node: addresses, space, counters if it answers
+    Show(NodeName),
+    /// What would lose copies or availability if the node went away now; exit code 1 if anything would
+    DrainCheck(NodeName),
+    /// Take no new chunks on the node
+    Drain(NodeName),
+    /// Take new chunks on the node again
+    Undrain(NodeName),
+    /// Round trips to each shard of the node
+    Ping(Ping),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct NodeName {
+    /// The node, by name or uuid
+    pub(crate) node: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Ping {
+    #[command(flatten)]
+    pub(crate) name: NodeName,
+    /// Round trips per shard
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) count: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

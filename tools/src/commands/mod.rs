@@ -1,0 +1,52 @@
+//! What each command does. Parsing is `cli`, deciding is in the pure modules and in `ukai_meta`;
+//! here the two meet the metadata store and the nodes.
+
+mod cluster;
+mod drain;
+mod location;
+mod node;
+mod ping;
+mod stats;
+mod synchronize;
+mod transfer;
+mod volume_create;
+mod volume_delete;
+mod volume_map;
+mod volume_show;
+
+use crate::cli::{Cli, ClusterVerb, NodeVerb, Noun, VolumeVerb};
+use crate::context::Context;
+use crate::error::Result;
+
+/// Does what the command line says.
+pub(crate) fn run(cli: Cli) -> Result<()> {
+    let create = matches!(cli.noun, Noun::Cluster(ClusterVerb::Init));
+    let context = Context::open(cli.meta, cli.json, create)?;
+    let context = &context;
+    match cli.noun {
+        Noun::Cluster(ClusterVerb::Init) => cluster::init(context),
+        Noun::Cluster(ClusterVerb::Show) => cluster::show(context),
+        Noun::Volume(verb) => match verb {
+            VolumeVerb::Create(args) => volume_create::create(context, &args),
+            VolumeVerb::List => volume_show::list(context),
+            VolumeVerb::Show(name) => volume_show::show(context, &name.volume),
+            VolumeVerb::Resize(args) => volume_create::resize(context, &args),
+            VolumeVerb::Delete(args) => volume_delete::delete(context, &args),
+            VolumeVerb::Map(args) => volume_map::map(context, &args),
+            VolumeVerb::AddLocation(args) => location::add(context, &args),
+            VolumeVerb::RemoveLocation(args) => location::remove(context, &args),
+            VolumeVerb::Synchronize(args) => synchronize::synchronize(context, &args),
+            VolumeVerb::Import(args) => transfer::import(context, &args),
+            VolumeVerb::Export(args) => transfer::export(context, &args),
+        },
+        Noun::Node(verb) => match verb {
+            NodeVerb::List => node::list(context),
+            NodeVerb::Show(name) => node::show(context, &name.node),
+            NodeVerb::DrainCheck(name) => drain::check(context, &name.node),
+            NodeVerb::Drain(name) => drain::set(context, &name.node, true),
+            NodeVerb::Undrain(name) => drain::set(context, &name.node, false),
+            NodeVerb::Ping(args) => ping::ping(context, &args),
+        },
+        Noun::Stats(name) => stats::stats(context, &name.volume),
+    }
+}

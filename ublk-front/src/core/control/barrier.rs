@@ -1,0 +1,134 @@
+//! Prepare and install: the barrier that every configuration passes before lanes use it.
+
+use super::request::Want;
+use super::{ControlCore, Phase};
+use crate::core::api::{ControlAction, LaneId, LaneOrder, Now};
+use crate::core::config::LaneConfig;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use ukai_proto::{NodeId, Opcode, Version};
+
+#[derive(Debug, Default)]
+pub(super) struct LaneState {
+    /// Latest barrier that it has drained for.
+    pub(super) prepared: u64,
+    /// Latest barrier whose configuration it runs under.
+    pub(super) installed: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Barrier {
+    epoch: u64,
+    /// Nodes whose answers lanes were told not to wait for.
+    lost: BTreeSet<NodeId>,
+}
+
+impl ControlCore {
+    pub(super) fn lane_added(&mut self, lane: LaneId, out: &mut Vec<ControlAction>) {
+        // A lane without configuration admits nothing: as good as drained for a barrier under way.
+        let prepared = self.barrier.as_ref().map_or(0, |barrier| barrier.epoch);
+        self.lanes.insert(
+            lane,
+            LaneState {
+                prepared,
+                installed: 0,
+            },
+        );
+        if let (Some(config), None) = (&self.installed, &self.barrier) {
+            let order = LaneOrder::Install {
+                epoch: self.epoch,
+                config: Arc::clone(config),
+            };
+            out.push(ControlAction::Order(lane, order));
+        }
+    }
+
+    pub(super) fn lane_prepared(&mut self, lane: LaneId, epoch: u64) {
+        if let Some(state) = self.lanes.get_mut(&lane) {
+            state.prepared = state.prepared.max(epoch);
+        }
+    }
+
+    /// Lanes run under the present map.
+    pub(super) fn is_installed(&self) -> bool {
+        let generation = self.installed.as_ref().map(|config| config.generation);
+        self.barrier.is_none() && generation == Some(self.map().head.generation)
+    }
+
+    pub(super) fn drive_barrier(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        if self.barrier.is_none() && (!self.is_installed() || self.reinstall) {
+            self.reinstall = false;
+            self.epoch += 1;
+            self.barrier = Some(Barrier {
+                epoch: self.epoch,
+                lost: self.doubtful(),
+            });
+            self.order_prepare(out);
+        }
+        let doubtful = self.doubtful();
+        let Some(barrier) = &mut self.barrier else {
+            return;
+        };
+        if !doubtful.is_subset(&barrier.lost) {
+            barrier.lost.extend(doubtful);
+            self.order_prepare(out);
+        }
+        let epoch = self.epoch;
+        if self.lanes.values().all(|lane| lane.prepared == epoch) {
+            self.barrier = None;
+            self.install(now, out);
+        }
+    }
+
+    fn order_prepare(&self, out: &mut Vec<ControlAction>) {
+        let Some(barrier) = &self.barrier else { return };
+        for lane in self.lanes.keys() {
+            let lost = barrier.lost.iter().copied().collect();
+            let order = LaneOrder::Prepare {
+                epoch: barrier.epoch,
+                lost,
+            };
+            out.push(ControlAction::Order(*lane, order));
+        }
+    }
+
+    /// All lanes are drained: everything in flight has ended on every node that is not lost.
+    pub(super) fn install(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        self.learn_nodes(out);
+        self.preference = self.preferred();
+        let config = Arc::new(LaneConfig::new(
+            Arc::clone(self.map()),
+            Arc::clone(&self.peers),
+            self.nodes.clone(),
+            &self.preference,
+        ));
+        self.ceiling = Version::new(config.token, self.seq.last());
+        let before = self.installed.replace(Arc::clone(&config));
+        for lane in self.lanes.keys() {
+            let config = Arc::clone(&config);
+            out.push(ControlAction::Order(
+                *lane,
+                LaneOrder::Install {
+                    epoch: self.epoch,
+                    config,
+                },
+            ));
+        }
+        if before.is_some_and(|before| before.size_sectors != config.size_sectors) {
+            out.push(ControlAction::Resized {
+                size_bytes: self.map().head.size_bytes,
+            });
+        }
+        // Older maps are refused from here on. Nobody waits for it: a zombie has an older token, and
+        // RELEASE records the generation itself before anything is deleted (I4).
+        if self.phase == Phase::Serving {
+            for node in self.map().nodes() {
+                if self.all_fenced(node).is_some() {
+                    for peer in self.peers_of(node) {
+                        self.ask_plain(now, peer, Opcode::Adopt, Want::Adopt, out);
+                    }
+                }
+            }
+        }
+    }
+}

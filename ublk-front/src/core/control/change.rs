@@ -1,0 +1,346 @@
+//! Metadata transactions: which one is due, and what its outcome means.
+
+use super::{ControlCore, Phase, detach, sync};
+use crate::core::api::{ControlAction, ControlError, MetaId, MetaOutcome, Now};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use ukai_meta::map::VolumeMap;
+use ukai_meta::transition::{self, MapUpdate, TransitionError};
+use ukai_meta::{CommitError, NodeHealth, NodeState, ReplicaState};
+use ukai_proto::message::{CHUNK_RANGES_MAX, ChunkRange};
+use ukai_proto::{Generation, NodeId};
+
+/// A node that went stale again within this time of its return waits longer and longer.
+const FLAP_WINDOW: Duration = Duration::from_secs(300);
+
+/// Why a metadata request was made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    Load,
+    Attach,
+    MarkStale(Vec<NodeId>),
+    Sync(NodeId),
+    DropLeaving(NodeId),
+    DropHealth(NodeId),
+    Detach,
+}
+
+impl ControlCore {
+    pub(super) fn drive_change(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        if self.meta.is_some() || now < self.meta_retry_at {
+            return;
+        }
+        if self.reload_wanted {
+            let id = self.meta_id(Purpose::Load);
+            self.reload_wanted = false;
+            out.push(ControlAction::MetaLoad(id));
+            return;
+        }
+        match self.phase {
+            Phase::Attaching => self.change_attach(now, out),
+            Phase::Serving => self.change_serving(now, out),
+            Phase::Detaching {
+                step: detach::Step::Commit,
+                ..
+            } => {
+                let update = transition::detach(self.map());
+                self.commit(Purpose::Detach, update, out);
+            }
+            _ => {}
+        }
+    }
+
+    fn meta_id(&mut self, purpose: Purpose) -> MetaId {
+        let id = MetaId(self.meta_next);
+        self.meta_next += 1;
+        self.meta = Some((id, purpose));
+        id
+    }
+
+    /// Starts the transaction; `false` if the transition is not legal (the reason is noted).
+    pub(super) fn commit(
+        &mut self,
+        purpose: Purpose,
+        update: Result<MapUpdate, TransitionError>,
+        out: &mut Vec<ControlAction>,
+    ) -> bool {
+        match update {
+            Ok(update) => {
+                let id = self.meta_id(purpose);
+                out.push(ControlAction::MetaCommit(id, Box::new(update)));
+                true
+            }
+            Err(TransitionError::NoChange) => false,
+            Err(error) => {
+                self.note(format!("{purpose:?} is not possible: {error}"), out);
+                false
+            }
+        }
+    }
+
+    fn change_serving(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        let lost: Vec<NodeId> = self
+            .lost(now)
+            .into_iter()
+            .filter(|node| self.is_active(*node))
+            .collect();
+        for node in lost {
+            if self.mark_stale(&[node], out) {
+                return;
+            }
+        }
+        if !self.is_installed() {
+            return;
+        }
+        if self.change_sync(now, out) || self.change_leaving(now, out) {
+            return;
+        }
+        let map = Arc::clone(self.map());
+        let gone = map
+            .head
+            .health
+            .iter()
+            .find(|(node, _)| !map.nodes().contains(node));
+        if let Some((node, _)) = gone {
+            self.commit(
+                Purpose::DropHealth(*node),
+                transition::drop_health(&map, *node),
+                out,
+            );
+        }
+    }
+
+    /// Does the node get writes?
+    pub(super) fn is_active(&self, node: NodeId) -> bool {
+        let map = self.map();
+        map.sets_in_use().any(|set| {
+            map.set(set).iter().any(|replica| {
+                replica.node == node
+                    && matches!(replica.state, ReplicaState::InSync | ReplicaState::Joining)
+            })
+        })
+    }
+
+    /// Records nodes stale (I1). While lanes run, the first generation whose writes they may lack
+    /// is the one that lanes run under: an un-acknowledged write of it may have reached only others.
+    pub(super) fn mark_stale(&mut self, nodes: &[NodeId], out: &mut Vec<ControlAction>) -> bool {
+        // Before this front served, an earlier one may have run under any older generation.
+        let since = self
+            .installed
+            .as_ref()
+            .map_or(Generation(0), |config| config.generation);
+        let pairs: Vec<_> = nodes.iter().map(|node| (*node, since)).collect();
+        let update = transition::mark_stale_since(self.map(), &pairs);
+        if let Err(TransitionError::LastInSync { range, node }) = &update {
+            let text = format!(
+                "node {} is lost, and chunks {}..{} have no other in-sync replica: their I/O waits for it",
+                self.name(*node),
+                range.start,
+                u64::from(range.start.0) + u64::from(range.count),
+            );
+            self.note(text, out);
+            return false;
+        }
+        self.commit(Purpose::MarkStale(nodes.to_vec()), update, out)
+    }
+
+    /// Deletes replicas that leave, then forgets them.
+    fn change_leaving(&mut self, now: Now, out: &mut Vec<ControlAction>) -> bool {
+        for node in self.map().nodes() {
+            let mut ranges: Vec<ChunkRange> =
+                self.map().stored_ranges_of(node, ReplicaState::Leaving);
+            ranges.truncate(CHUNK_RANGES_MAX);
+            // One transaction's worth.
+            let Some(first) = ranges.first() else {
+                continue;
+            };
+            let Some(range) = self.map().batches(*first).into_iter().next() else {
+                continue;
+            };
+            if self.all_up(node).is_none() {
+                continue;
+            }
+            if self.all_fenced(node).is_none() {
+                self.fence_node(now, node, out);
+                continue;
+            }
+            let released = self.seen.entry(node).or_default().released.clone();
+            let left: Vec<_> = self
+                .peers_of(node)
+                .filter(|peer| !released.contains(peer))
+                .collect();
+            if left.is_empty() {
+                let update = transition::drop_leaving(self.map(), range, node);
+                return self.commit(Purpose::DropLeaving(node), update, out);
+            }
+            for peer in left {
+                let asked = self.requests.on_peer(peer, |want| {
+                    matches!(want, super::request::Want::Release(_))
+                });
+                if !asked {
+                    self.ask_release(now, peer, &[range], out);
+                }
+            }
+        }
+        false
+    }
+
+    pub(super) fn meta_done(
+        &mut self,
+        now: Now,
+        id: MetaId,
+        outcome: MetaOutcome,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let Some((expected, purpose)) = self.meta.take() else {
+            return;
+        };
+        if expected != id {
+            self.meta = Some((expected, purpose));
+            return;
+        }
+        match outcome {
+            MetaOutcome::Loaded(loaded) => {
+                let (map, nodes) = *loaded;
+                self.loaded(now, map, nodes, out);
+            }
+            MetaOutcome::Committed(map) => {
+                self.map = Some(Arc::new(*map));
+                self.committed(now, purpose, out);
+            }
+            MetaOutcome::NoVolume => self.end(Err(ControlError::NoVolume), out),
+            MetaOutcome::Failed(CommitError::Conflict { .. } | CommitError::Unknown) => {
+                self.reload_wanted = true;
+            }
+            MetaOutcome::Failed(error) => {
+                self.note(
+                    format!("metadata: {error}; configuration changes wait"),
+                    out,
+                );
+                self.meta_retry_at = Now(now.0 + self.config.retry.as_nanos() as u64);
+                self.reload_wanted = true;
+                let too_long = now.since(self.started) > self.config.attach_max;
+                if self.phase == Phase::Attaching && too_long {
+                    self.end(Err(ControlError::Meta(error.to_string())), out);
+                }
+            }
+        }
+    }
+
+    fn loaded(
+        &mut self,
+        now: Now,
+        map: VolumeMap,
+        nodes: Vec<NodeState>,
+        out: &mut Vec<ControlAction>,
+    ) {
+        self.records = nodes
+            .into_iter()
+            .map(|state| (state.record.node, state.record))
+            .collect();
+        let ours = map.head.attach.as_ref() == Some(&self.config.attach);
+        let attached = !matches!(self.phase, Phase::Attaching);
+        if let (true, Some(old)) = (attached, &self.map) {
+            if map.head.token != old.head.token {
+                let detaching = matches!(self.phase, Phase::Detaching { .. });
+                let result = if detaching {
+                    Ok(())
+                } else {
+                    Err(ControlError::Fenced)
+                };
+                self.end(result, out);
+                return;
+            }
+            if !ours && matches!(self.phase, Phase::Detaching { .. }) {
+                self.end(Ok(()), out); // an unknown outcome that did land
+                return;
+            }
+            assert!(
+                map.head.generation >= old.head.generation,
+                "the store went back in time"
+            );
+        }
+        self.map = Some(Arc::new(map));
+        if attached {
+            self.learn_nodes(out);
+        } else if ours {
+            self.attached(now, out); // likewise
+        }
+    }
+
+    fn committed(&mut self, now: Now, purpose: Purpose, out: &mut Vec<ControlAction>) {
+        match purpose {
+            Purpose::Attach => self.attached(now, out),
+            Purpose::MarkStale(nodes) => {
+                for node in nodes {
+                    self.note(format!("node {} is recorded stale", self.name(node)), out);
+                    self.stale_recorded(now, node);
+                }
+            }
+            Purpose::Sync(node) => self.sync_committed(now, node, out),
+            Purpose::DropLeaving(node) => {
+                self.seen.entry(node).or_default().released.clear();
+                self.note(
+                    format!("replicas on node {} are deleted", self.name(node)),
+                    out,
+                );
+            }
+            Purpose::Detach => self.end(Ok(()), out),
+            Purpose::Load | Purpose::DropHealth(_) => {}
+        }
+    }
+
+    /// Flap damping: the pause before the next rejoin doubles with each loss soon after a return.
+    fn stale_recorded(&mut self, now: Now, node: NodeId) {
+        if self.sync.as_ref().is_some_and(|sync| sync.node == node) {
+            self.sync = None;
+        }
+        let retry = self.config.retry;
+        let seen = self.seen.entry(node).or_default();
+        seen.failed = None;
+        let soon = seen
+            .in_sync_at
+            .is_some_and(|at| now.since(at) < FLAP_WINDOW);
+        seen.flaps = if soon { (seen.flaps + 1).min(6) } else { 0 };
+        let pause = retry * (1 << seen.flaps);
+        self.sync_retry_at
+            .insert(node, Now(now.0 + pause.as_nanos() as u64));
+    }
+
+    /// Health of every node that is not whole, for status.
+    pub(super) fn unhealthy(&self) -> BTreeMap<NodeId, NodeHealth> {
+        self.map.as_ref().map_or_else(BTreeMap::new, |map| {
+            map.head.health.iter().copied().collect()
+        })
+    }
+
+    fn change_sync(&mut self, now: Now, out: &mut Vec<ControlAction>) -> bool {
+        let Some(sync) = &self.sync else { return false };
+        let (node, map) = (sync.node, Arc::clone(self.map()));
+        let update = match &sync.stage {
+            sync::Stage::Begin => transition::begin_rejoin(&map, node),
+            sync::Stage::Finish if self.doubtful().contains(&node) => return false,
+            sync::Stage::Finish => match map.health(node) {
+                Some(NodeHealth::Rejoining { .. }) => transition::finish_rejoin(&map, node),
+                Some(NodeHealth::Stale { .. }) => {
+                    self.sync = None;
+                    return false;
+                }
+                None => match self.promotable() {
+                    Some(range) => transition::promote(&map, range, node),
+                    None => {
+                        self.sync_over(now, out);
+                        return false;
+                    }
+                },
+            },
+            _ => return false,
+        };
+        let started = self.commit(Purpose::Sync(node), update, out);
+        if !started {
+            self.sync_failed(now, out);
+        }
+        started
+    }
+}

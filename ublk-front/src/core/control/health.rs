@@ -1,0 +1,314 @@
+//! Which nodes are down, lost, restarted, slow; which one to read from.
+
+use super::request::Want;
+use super::{ControlCore, Phase};
+use crate::core::api::{ControlAction, LaneId, Now, Peer, PeerIndex};
+use crate::core::config::NodeEntry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use ukai_proto::{ChunkIndex, Generation, Incarnation, NodeId, Opcode, ShardIndex};
+
+/// Between round-trip measurements of a node.
+const PING_EVERY: Duration = Duration::from_secs(2);
+/// Between reconsiderations of the read preference: a switch costs a barrier.
+const PREFER_EVERY: Duration = Duration::from_secs(10);
+/// A node must be this much nearer than the present choice to replace it.
+const PREFER_GAIN_MIN: Duration = Duration::from_micros(50);
+
+/// What is seen of a node.
+#[derive(Debug, Default)]
+pub(super) struct NodeSeen {
+    /// Control's connections, by peer, with the run at their other end.
+    pub(super) up: BTreeMap<PeerIndex, Incarnation>,
+    /// Lanes that report a connection down.
+    pub(super) lanes_down: BTreeSet<(LaneId, PeerIndex)>,
+    /// Since when something is down.
+    pub(super) down_since: Option<Now>,
+    /// A lane said that the node cannot take part.
+    pub(super) failed: Option<Now>,
+    /// Shards fenced under this front's token, at which generation, by this run.
+    pub(super) fenced: BTreeMap<PeerIndex, Generation>,
+    /// Open intents that its fence replies listed.
+    pub(super) intents: BTreeSet<ChunkIndex>,
+    /// Shards that have deleted the replicas that leave.
+    pub(super) released: BTreeSet<PeerIndex>,
+    /// Since when it is in sync, and how often in a row it was lost soon after.
+    pub(super) in_sync_at: Option<Now>,
+    pub(super) flaps: u32,
+    /// Round trip, exponentially averaged.
+    pub(super) round_trip: Option<Duration>,
+}
+
+impl ControlCore {
+    /// Peers and entries for every node of the map; existing ones keep their indices.
+    pub(super) fn learn_nodes(&mut self, out: &mut Vec<ControlAction>) {
+        let mut peers = (*self.peers).clone();
+        for node in self.map().nodes() {
+            let Some(record) = self.records.get(&node) else {
+                continue;
+            };
+            if let Some(entry) = self.nodes.iter().find(|entry| entry.node == node) {
+                // A restarted node may listen elsewhere.
+                for shard in 0..entry.shard_count.min(record.shard_count) {
+                    let peer = &mut peers[entry.first_peer.0 as usize + usize::from(shard)];
+                    peer.addresses
+                        .clone_from(&record.shard_addresses[usize::from(shard)]);
+                }
+                continue;
+            }
+            let first_peer = PeerIndex(u32::try_from(peers.len()).unwrap_or(u32::MAX));
+            for shard in 0..record.shard_count {
+                peers.push(Peer {
+                    node,
+                    shard: ShardIndex(shard),
+                    shard_count: record.shard_count,
+                    addresses: record
+                        .shard_addresses
+                        .get(usize::from(shard))
+                        .cloned()
+                        .unwrap_or_default(),
+                });
+            }
+            self.nodes.push(NodeEntry {
+                node,
+                first_peer,
+                shard_count: record.shard_count,
+                incarnation: None,
+            });
+            self.seen
+                .entry(node)
+                .or_default()
+                .down_since
+                .get_or_insert(self.started);
+        }
+        if peers != *self.peers {
+            self.peers = Arc::new(peers);
+            out.push(ControlAction::Peers((*self.peers).clone()));
+        }
+    }
+
+    pub(super) fn peer_up(&mut self, now: Now, peer: PeerIndex, incarnation: Incarnation) {
+        let node = self.node_of(peer);
+        let seen = self.seen.entry(node).or_default();
+        seen.up.insert(peer, incarnation);
+        self.note_incarnation(now, peer, incarnation);
+        self.update_down(now, node);
+    }
+
+    pub(super) fn peer_down(&mut self, now: Now, peer: PeerIndex, out: &mut Vec<ControlAction>) {
+        let node = self.node_of(peer);
+        let seen = self.seen.entry(node).or_default();
+        seen.up.remove(&peer);
+        // What it knows of fences is asked again: it may be another run that comes back.
+        seen.fenced.remove(&peer);
+        seen.released.remove(&peer);
+        self.update_down(now, node);
+        self.requests_lost(now, peer, out);
+    }
+
+    pub(super) fn lane_peer(&mut self, now: Now, lane: LaneId, peer: PeerIndex, up: bool) {
+        let node = self.node_of(peer);
+        let seen = self.seen.entry(node).or_default();
+        if up {
+            seen.lanes_down.remove(&(lane, peer));
+        } else {
+            seen.lanes_down.insert((lane, peer));
+        }
+        self.update_down(now, node);
+    }
+
+    /// A connection tells which run of the node is there.
+    pub(super) fn note_incarnation(&mut self, now: Now, peer: PeerIndex, incarnation: Incarnation) {
+        let node = self.node_of(peer);
+        let known = self.entry(node).and_then(|entry| entry.incarnation);
+        if known.is_some_and(|known| known != incarnation) {
+            self.seen
+                .entry(node)
+                .or_default()
+                .down_since
+                .get_or_insert(now);
+        }
+    }
+
+    fn entry(&self, node: NodeId) -> Option<&NodeEntry> {
+        self.nodes.iter().find(|entry| entry.node == node)
+    }
+
+    fn update_down(&mut self, now: Now, node: NodeId) {
+        let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
+        let all_up = self.all_up(node).is_some();
+        let seen = self.seen.entry(node).or_default();
+        seen.lanes_down.retain(|(lane, _)| lanes.contains(lane));
+        if all_up && seen.lanes_down.is_empty() {
+            seen.down_since = None;
+        } else {
+            seen.down_since.get_or_insert(now);
+        }
+    }
+
+    /// The run of the node, if control is connected to all its shards and all are of that run.
+    pub(super) fn all_up(&self, node: NodeId) -> Option<Incarnation> {
+        let seen = self.seen.get(&node)?;
+        let mut runs = self.peers_of(node).map(|peer| seen.up.get(&peer).copied());
+        let first = runs.next()??;
+        runs.all(|run| run == Some(first)).then_some(first)
+    }
+
+    /// All shards fenced under our token, by the run that is up now.
+    pub(super) fn all_fenced(&self, node: NodeId) -> Option<Incarnation> {
+        let run = self.all_up(node)?;
+        let seen = self.seen.get(&node)?;
+        self.peers_of(node)
+            .all(|peer| seen.fenced.contains_key(&peer))
+            .then_some(run)
+    }
+
+    /// Sends FENCE to every shard that is up, not fenced and not asked.
+    pub(super) fn fence_node(&mut self, now: Now, node: NodeId, out: &mut Vec<ControlAction>) {
+        for peer in self.peers_of(node) {
+            let seen = self.seen.entry(node).or_default();
+            let due = seen.up.contains_key(&peer) && !seen.fenced.contains_key(&peer);
+            if due
+                && !self
+                    .requests
+                    .on_peer(peer, |want| matches!(want, Want::Fence(_)))
+            {
+                self.ask_fence(now, peer, ChunkIndex(0), out);
+            }
+        }
+    }
+
+    /// Nodes that lanes cannot count on at this moment: down, restarted, or failed.
+    pub(super) fn doubtful(&self) -> BTreeSet<NodeId> {
+        self.nodes
+            .iter()
+            .filter(|entry| {
+                let seen = self.seen.get(&entry.node);
+                let troubled = seen.is_none_or(|s| s.down_since.is_some() || s.failed.is_some());
+                troubled || self.all_up(entry.node) != entry.incarnation
+            })
+            .map(|entry| entry.node)
+            .collect()
+    }
+
+    /// Nodes to be recorded stale now: failed, restarted with a new boot, or down for too long.
+    pub(super) fn lost(&self, now: Now) -> BTreeSet<NodeId> {
+        let lost = |entry: &&NodeEntry| {
+            let Some(seen) = self.seen.get(&entry.node) else {
+                return true;
+            };
+            let rebooted = seen.up.values().any(|run| {
+                entry
+                    .incarnation
+                    .is_some_and(|known| known.boot != run.boot)
+            });
+            let down = seen
+                .down_since
+                .is_some_and(|at| now.since(at) > self.config.node_grace);
+            seen.failed.is_some() || rebooted || (down && !self.restarted(entry))
+        };
+        self.nodes
+            .iter()
+            .filter(lost)
+            .map(|entry| entry.node)
+            .collect()
+    }
+
+    /// A new run on the same boot: nothing acknowledged can be lost, so it is fenced and taken on.
+    pub(super) fn restarted(&self, entry: &NodeEntry) -> bool {
+        let same_boot = |run: Incarnation| {
+            entry
+                .incarnation
+                .is_some_and(|known| known != run && known.boot == run.boot)
+        };
+        self.all_up(entry.node).is_some_and(same_boot)
+    }
+
+    pub(super) fn round_trip(&mut self, node: NodeId, sample: Duration) {
+        let seen = self.seen.entry(node).or_default();
+        // 1/8 of each new sample, as TCP's smoothed round trip (RFC 6298).
+        seen.round_trip = Some(seen.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
+    }
+
+    /// Takes on restarted nodes, measures round trips, reconsiders the read preference.
+    pub(super) fn drive_health(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        let restarted: Vec<NodeId> = self
+            .nodes
+            .iter()
+            .filter(|e| self.restarted(e) && self.is_active(e.node))
+            .map(|entry| entry.node)
+            .collect();
+        for node in restarted {
+            if let Some(run) = self.all_fenced(node) {
+                for entry in self.nodes.iter_mut().filter(|entry| entry.node == node) {
+                    entry.incarnation = Some(run);
+                }
+                self.update_down(now, node);
+                self.reinstall = true;
+            } else {
+                self.fence_node(now, node, out);
+            }
+        }
+        if now.since(self.ping_at) > PING_EVERY {
+            self.ping_at = now;
+            for index in 0..self.nodes.len() {
+                let (node, peer) = (self.nodes[index].node, self.nodes[index].first_peer);
+                let idle = !self
+                    .requests
+                    .on_peer(peer, |want| matches!(want, Want::Ping(_)));
+                if self.all_up(node).is_some() && idle {
+                    self.ask_plain(now, peer, Opcode::Ping, Want::Ping(node), out);
+                }
+            }
+        }
+        if now.since(self.preference_at) > PREFER_EVERY && self.doubtful().is_empty() {
+            self.preference_at = now;
+            let preferred = self.preferred();
+            if preferred != self.preference && self.gains(&preferred) {
+                self.preference = preferred;
+                self.reinstall = true;
+            }
+        }
+    }
+
+    /// Nodes best first: reachable before doubtful (reads may move to a replica that has answered
+    /// everything, never to one that has not), own host first, then by round trip.
+    pub(super) fn preferred(&self) -> Vec<NodeId> {
+        let doubtful = self.doubtful();
+        let mut nodes: Vec<NodeId> = self.nodes.iter().map(|entry| entry.node).collect();
+        nodes.sort_by_key(|node| {
+            let here = self
+                .records
+                .get(node)
+                .is_some_and(|r| r.host == self.config.attach.host);
+            let round_trip = self.seen.get(node).and_then(|seen| seen.round_trip);
+            (
+                doubtful.contains(node),
+                !here,
+                round_trip.unwrap_or(Duration::MAX),
+                *node,
+            )
+        });
+        nodes
+    }
+
+    /// Is the change of the best node worth a barrier?
+    fn gains(&self, preferred: &[NodeId]) -> bool {
+        let round_trip = |node: Option<&NodeId>| {
+            node.and_then(|node| self.seen.get(node))
+                .and_then(|seen| seen.round_trip)
+        };
+        match (
+            round_trip(self.preference.first()),
+            round_trip(preferred.first()),
+        ) {
+            (Some(old), Some(new)) => old > new + PREFER_GAIN_MIN && old > new * 13 / 10,
+            (old, _) => old.is_none(),
+        }
+    }
+
+    pub(super) fn is_serving(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+}

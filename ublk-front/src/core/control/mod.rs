@@ -1,0 +1,337 @@
+//! One volume's control: attach, fence, reconcile; lost, restarted and returning nodes; copies;
+//! every change of the replica configuration.
+//!
+//! Level-triggered: events only record what is seen (connections, reports, replies, a changed
+//! map); then [`ControlCore::drive`] compares what is seen with the map and starts the next step, one
+//! metadata transaction and one lane barrier at a time. A step that was lost (a conflict, an unknown
+//! outcome, a crash of this process) is found again from the map, never from memory.
+//!
+//! | file | what it decides |
+//! |-|-|
+//! | `attach` | load, take the token, fence all nodes, reconcile open intents |
+//! | `change` | the next metadata transaction, and what its outcome means |
+//! | `barrier` | prepare and install over all lanes |
+//! | `sync` | filling joining replicas (after an outage, or a new location) |
+//! | `health` | which nodes are down, lost, restarted; read preference |
+//! | `detach` | flush, settle, give the volume back |
+//! | `request` | requests to nodes and their replies |
+
+mod attach;
+mod barrier;
+mod change;
+mod detach;
+mod health;
+mod request;
+mod status;
+mod sync;
+
+use super::api::{
+    ControlAction, ControlError, ControlEvent, LaneId, LaneOrder, LaneReport, MetaId, Now, Peer,
+    PeerIndex,
+};
+use super::config::{LaneConfig, NodeEntry};
+use super::seq::SharedSeq;
+use barrier::{Barrier, LaneState};
+use change::Purpose;
+use health::NodeSeen;
+use request::Requests;
+pub use status::{ControlStatus, NodeStatus, SyncStatus};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use ukai_meta::map::VolumeMap;
+use ukai_meta::{Attach, NodeRecord};
+use ukai_proto::message::Pulled;
+use ukai_proto::{ChunkIndex, NodeId, SectorInChunk, Version, VolumeId};
+
+/// Sectors waiting for repair; more are found again by the next read or scrub.
+const REPAIRS_MAX: usize = 1024;
+
+/// What to attach, and how patient to be.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Who attaches; `attach.front` is random per process.
+    pub attach: Attach,
+    /// Take the volume even if it is attached elsewhere (the other front is fenced).
+    pub force: bool,
+    /// A node that cannot be fenced in this time is recorded stale (attach), if others suffice.
+    pub fence_max: Duration,
+    /// Attach gives up after this if needed nodes do not answer.
+    pub attach_max: Duration,
+    /// A connection may be gone this long before its node counts as lost.
+    pub node_grace: Duration,
+    /// Pause before a failed metadata request, rejoin or copy is tried again.
+    pub retry: Duration,
+}
+
+impl ControlConfig {
+    /// With the default times.
+    #[must_use]
+    pub fn new(volume: VolumeId, attach: Attach) -> Self {
+        Self {
+            volume,
+            attach,
+            force: false,
+            fence_max: Duration::from_secs(4),
+            attach_max: Duration::from_secs(30),
+            node_grace: Duration::from_millis(600),
+            retry: Duration::from_secs(1),
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Phase {
+    /// Before [`ControlEvent::Start`].
+    Idle,
+    /// Map not loaded, or not ours yet.
+    Attaching,
+    /// FENCE sent or to be sent; who has answered is in `seen`.
+    Fencing { since: Now },
+    /// Making chunks with open intents equal.
+    Reconciling,
+    /// Lanes run.
+    Serving,
+    /// Flushing, settling, giving back.
+    Detaching { since: Now, step: detach::Step },
+    /// Nothing more happens.
+    Ended,
+}
+
+/// The state machine. See the module docs.
+#[derive(Debug)]
+pub struct ControlCore {
+    config: ControlConfig,
+    seq: Arc<SharedSeq>,
+    phase: Phase,
+    started: Now,
+    map: Option<Arc<VolumeMap>>,
+    records: BTreeMap<NodeId, NodeRecord>,
+    peers: Arc<Vec<Peer>>,
+    nodes: Vec<NodeEntry>,
+    seen: BTreeMap<NodeId, NodeSeen>,
+    requests: Requests,
+    meta_next: u64,
+    meta: Option<(MetaId, Purpose)>,
+    meta_retry_at: Now,
+    reload_wanted: bool,
+    lanes: BTreeMap<LaneId, LaneState>,
+    epoch: u64,
+    barrier: Option<Barrier>,
+    /// What lanes run under.
+    installed: Option<Arc<LaneConfig>>,
+    /// Another installation is due although the map has not changed.
+    reinstall: bool,
+    /// Writes at or below it had ended everywhere at the last barrier.
+    ceiling: Version,
+    intents: BTreeSet<ChunkIndex>,
+    reconcile: attach::Reconcile,
+    sync: Option<sync::Sync>,
+    sync_retry_at: BTreeMap<NodeId, Now>,
+    repairs: VecDeque<(NodeId, ChunkIndex, SectorInChunk)>,
+    repairs_out: usize,
+    preference: Vec<NodeId>,
+    preference_at: Now,
+    ping_at: Now,
+    copied: Pulled,
+    notes_given: BTreeSet<String>,
+}
+
+impl ControlCore {
+    /// Idle until [`ControlEvent::Start`].
+    #[must_use]
+    pub fn new(config: ControlConfig, seq: Arc<SharedSeq>) -> Self {
+        Self {
+            config,
+            seq,
+            phase: Phase::Idle,
+            started: Now(0),
+            map: None,
+            records: BTreeMap::new(),
+            peers: Arc::new(Vec::new()),
+            nodes: Vec::new(),
+            seen: BTreeMap::new(),
+            requests: Requests::default(),
+            meta_next: 1,
+            meta: None,
+            meta_retry_at: Now(0),
+            reload_wanted: false,
+            lanes: BTreeMap::new(),
+            epoch: 0,
+            barrier: None,
+            installed: None,
+            reinstall: false,
+            ceiling: Version::ZERO,
+            intents: BTreeSet::new(),
+            reconcile: attach::Reconcile::default(),
+            sync: None,
+            sync_retry_at: BTreeMap::new(),
+            repairs: VecDeque::new(),
+            repairs_out: 0,
+            preference: Vec::new(),
+            preference_at: Now(0),
+            ping_at: Now(0),
+            copied: Pulled::default(),
+            notes_given: BTreeSet::new(),
+        }
+    }
+
+    /// Something happened.
+    pub fn handle(&mut self, now: Now, event: ControlEvent, out: &mut Vec<ControlAction>) {
+        if self.phase == Phase::Ended {
+            if let ControlEvent::LaneAdded(lane) = event {
+                out.push(ControlAction::Order(lane, LaneOrder::Fail));
+            }
+            return;
+        }
+        match event {
+            ControlEvent::Start => {
+                assert_eq!(self.phase, Phase::Idle, "started twice");
+                self.phase = Phase::Attaching;
+                self.started = now;
+                self.reload_wanted = true;
+            }
+            ControlEvent::Meta(id, outcome) => self.meta_done(now, id, outcome, out),
+            ControlEvent::PeerUp { peer, incarnation } => self.peer_up(now, peer, incarnation),
+            ControlEvent::PeerDown { peer } => self.peer_down(now, peer, out),
+            ControlEvent::PeerFrame { peer, header, aux } => {
+                self.peer_frame(now, peer, &header, &aux, out);
+            }
+            ControlEvent::LaneAdded(lane) => self.lane_added(lane, out),
+            ControlEvent::LaneRemoved(lane) => {
+                self.lanes.remove(&lane);
+            }
+            ControlEvent::Lane(lane, report) => self.lane_report(now, lane, report, out),
+            ControlEvent::MapChanged => self.reload_wanted = true,
+            ControlEvent::Tick => self.expire_requests(now, out),
+            ControlEvent::Detach => self.begin_detach(now, out),
+        }
+        self.drive(now, out);
+    }
+
+    fn lane_report(
+        &mut self,
+        now: Now,
+        lane: LaneId,
+        report: LaneReport,
+        out: &mut Vec<ControlAction>,
+    ) {
+        match report {
+            LaneReport::PeerDown { peer } => self.lane_peer(now, lane, peer, false),
+            LaneReport::PeerUp { peer, incarnation } => {
+                self.lane_peer(now, lane, peer, true);
+                self.note_incarnation(now, peer, incarnation);
+            }
+            LaneReport::ReplicaFailed { node, status } => {
+                self.note(
+                    format!("node {} cannot take part: {status}", self.name(node)),
+                    out,
+                );
+                self.seen.entry(node).or_default().failed = Some(now);
+            }
+            LaneReport::BadSector {
+                node,
+                chunk,
+                sector,
+            } => {
+                let repair = (node, chunk, sector);
+                if self.repairs.len() < REPAIRS_MAX && !self.repairs.contains(&repair) {
+                    self.repairs.push_back(repair);
+                }
+            }
+            LaneReport::StaleMap => self.reload_wanted = true,
+            LaneReport::Fenced => self.end(Err(ControlError::Fenced), out),
+            LaneReport::Prepared { epoch } => self.lane_prepared(lane, epoch),
+            LaneReport::Installed { epoch } => {
+                if let Some(state) = self.lanes.get_mut(&lane) {
+                    state.installed = epoch;
+                }
+            }
+        }
+    }
+
+    /// Compares what is seen with the map and starts what is due.
+    fn drive(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        match self.phase {
+            Phase::Idle | Phase::Ended => return,
+            Phase::Attaching => {}
+            Phase::Fencing { since } => self.drive_fencing(now, since, out),
+            Phase::Reconciling => self.drive_reconcile(now, out),
+            Phase::Serving => {
+                self.drive_health(now, out);
+                self.drive_barrier(now, out);
+                self.drive_sync(now, out);
+                self.drive_repairs(now, out);
+            }
+            Phase::Detaching { since, step } => self.drive_detach(now, since, step, out),
+        }
+        if self.phase != Phase::Ended {
+            self.drive_change(now, out);
+        }
+    }
+
+    fn map(&self) -> &Arc<VolumeMap> {
+        self.map
+            .as_ref()
+            .unwrap_or_else(|| panic!("{:?} without a map", self.phase))
+    }
+
+    fn end(&mut self, result: Result<(), ControlError>, out: &mut Vec<ControlAction>) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        self.phase = Phase::Ended;
+        for lane in self.lanes.keys() {
+            out.push(ControlAction::Order(*lane, LaneOrder::Fail));
+        }
+        out.push(ControlAction::Ended(result));
+    }
+
+    /// Tells the operator, once per text until [`ControlCore::forget_note`].
+    fn note(&mut self, text: String, out: &mut Vec<ControlAction>) {
+        // Bounded: an operator who needs more than this reads the metrics.
+        if self.notes_given.len() > 1024 {
+            self.notes_given.clear();
+        }
+        if self.notes_given.insert(text.clone()) {
+            out.push(ControlAction::Note(text));
+        }
+    }
+
+    fn forget_notes_about(&mut self, node: NodeId) {
+        let name = self.name(node);
+        self.notes_given.retain(|note| !note.contains(&name));
+    }
+
+    fn name(&self, node: NodeId) -> String {
+        self.records
+            .get(&node)
+            .map_or_else(|| node.to_string(), |record| record.name.clone())
+    }
+
+    fn names(&self, nodes: impl IntoIterator<Item = NodeId>) -> String {
+        let names: Vec<String> = nodes.into_iter().map(|node| self.name(node)).collect();
+        names.join(", ")
+    }
+
+    fn peer_of(&self, node: NodeId, chunk: ChunkIndex) -> Option<PeerIndex> {
+        let entry = self.nodes.iter().find(|entry| entry.node == node)?;
+        let shard = ukai_proto::route::shard_of(self.config.volume, chunk, entry.shard_count);
+        Some(PeerIndex(entry.first_peer.0 + u32::from(shard.0)))
+    }
+
+    fn node_of(&self, peer: PeerIndex) -> NodeId {
+        self.peers[peer.0 as usize].node
+    }
+
+    /// All shards of a node; empty if its record is missing.
+    fn peers_of(&self, node: NodeId) -> impl Iterator<Item = PeerIndex> + use<> {
+        let entry = self.nodes.iter().find(|entry| entry.node == node);
+        let (first, count) = entry.map_or((0, 0), |entry| {
+            (entry.first_peer.0, u32::from(entry.shard_count))
+        });
+        (first..first + count).map(PeerIndex)
+    }
+}

@@ -1,0 +1,318 @@
+//! Control's requests to nodes: what was asked, of whom, and who wants the answer.
+
+use super::ControlCore;
+use crate::core::api::{ControlAction, ControlError, Now, PeerIndex};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use ukai_proto::message::{ChunkRange, Pull, chunk_ranges, read_chunk_list};
+use ukai_proto::{ChunkIndex, Flags, Frame, Header, NodeId, Opcode, SectorInChunk, Seq, Status};
+
+/// Requests that a node leaves unanswered longer are given up (the connection is likely dead).
+const ANSWER_MAX: Duration = Duration::from_secs(20);
+
+/// Who wants the answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Want {
+    /// Attach or rejoin: this shard is fenced; the reply lists open intents.
+    Fence(NodeId),
+    /// A generation made known; nobody waits.
+    Adopt,
+    /// Round trip.
+    Ping(NodeId),
+    /// Reconcile after attach: `target` takes what is newer at `source`.
+    Reconcile {
+        chunk: ChunkIndex,
+    },
+    /// Chunks to copy, of one source shard.
+    List {
+        source: NodeId,
+    },
+    /// A copy of one chunk.
+    Copy {
+        chunk: ChunkIndex,
+    },
+    /// Repair of one sector.
+    Repair,
+    /// Replicas deleted on a node.
+    Release(NodeId),
+    /// Detach: flush, then settle.
+    Flush,
+    Settle,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    peer: PeerIndex,
+    want: Want,
+    sent: Now,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Requests {
+    next_tag: u64,
+    waiting: BTreeMap<u64, Waiting>,
+}
+
+impl Requests {
+    pub(super) fn count(&self, wanted: impl Fn(&Want) -> bool) -> usize {
+        self.waiting
+            .values()
+            .filter(|waiting| wanted(&waiting.want))
+            .count()
+    }
+
+    pub(super) fn on_peer(&self, peer: PeerIndex, wanted: impl Fn(&Want) -> bool) -> bool {
+        self.waiting
+            .values()
+            .any(|waiting| waiting.peer == peer && wanted(&waiting.want))
+    }
+}
+
+impl ControlCore {
+    /// Sends a request for the volume under the current token and generation.
+    pub(super) fn ask(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        opcode: Opcode,
+        edit: impl FnOnce(&mut Header) -> Vec<u8>,
+        want: Want,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let tag = self.requests.next_tag;
+        self.requests.next_tag += 1;
+        let head = &self.map().head;
+        let mut header = Header {
+            volume: head.volume,
+            token: head.token,
+            generation: head.generation,
+            ..Header::request(opcode, tag)
+        };
+        let aux = edit(&mut header);
+        let frame = Frame::<Vec<u8>>::new(header, aux, None);
+        self.requests.waiting.insert(
+            tag,
+            Waiting {
+                peer,
+                want,
+                sent: now,
+            },
+        );
+        out.push(ControlAction::Send {
+            peer,
+            header: frame.header,
+            aux: frame.aux,
+        });
+    }
+
+    pub(super) fn ask_fence(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        start: ChunkIndex,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let want = Want::Fence(self.node_of(peer));
+        let edit = |header: &mut Header| {
+            header.chunk = start;
+            Vec::new()
+        };
+        self.ask(now, peer, Opcode::Fence, edit, want, out);
+    }
+
+    pub(super) fn ask_pull(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        chunk: ChunkIndex,
+        (sector, count): (SectorInChunk, u16),
+        pull: &Pull,
+        want: Want,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let edit = |header: &mut Header| {
+            (header.chunk, header.sector, header.count) = (chunk, sector, count);
+            pull.encode()
+        };
+        self.ask(now, peer, Opcode::Pull, edit, want, out);
+    }
+
+    pub(super) fn ask_release(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        ranges: &[ChunkRange],
+        out: &mut Vec<ControlAction>,
+    ) {
+        let want = Want::Release(self.node_of(peer));
+        self.ask(
+            now,
+            peer,
+            Opcode::Release,
+            |_| chunk_ranges(ranges),
+            want,
+            out,
+        );
+    }
+
+    pub(super) fn ask_plain(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        opcode: Opcode,
+        want: Want,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let last = self.seq.last();
+        let edit = |header: &mut Header| {
+            header.seq = if opcode == Opcode::Settled {
+                last
+            } else {
+                Seq(0)
+            };
+            Vec::new()
+        };
+        self.ask(now, peer, opcode, edit, want, out);
+    }
+
+    /// The order to copy a chunk from `source`.
+    pub(super) fn pull_from(
+        &self,
+        source: NodeId,
+        chunk: ChunkIndex,
+        mirror: bool,
+    ) -> Option<Pull> {
+        let peer = self.peer_of(source, chunk)?;
+        let peer = &self.peers[peer.0 as usize];
+        Some(Pull {
+            source,
+            source_shard_count: peer.shard_count,
+            mode: if mirror {
+                ukai_proto::message::PullMode::Mirror
+            } else {
+                ukai_proto::message::PullMode::Newer
+            },
+            ceiling: self.ceiling,
+            addresses: peer.addresses.iter().take(4).cloned().collect(),
+        })
+    }
+
+    pub(super) fn peer_frame(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        header: &Header,
+        aux: &[u8],
+        out: &mut Vec<ControlAction>,
+    ) {
+        let Some(waiting) = self.requests.waiting.remove(&header.tag) else {
+            return;
+        };
+        if waiting.peer != peer || !header.flags.has(Flags::REPLY) {
+            return;
+        }
+        if header.status == Status::StaleToken {
+            self.end(Err(ControlError::Fenced), out);
+            return;
+        }
+        if header.status == Status::StaleMap {
+            self.reload_wanted = true;
+        }
+        let result = if header.status == Status::Ok {
+            Ok(aux)
+        } else {
+            Err(header.status)
+        };
+        self.answered(now, peer, waiting, result, header, out);
+    }
+
+    /// Requests to a peer whose connection broke will not be answered.
+    pub(super) fn requests_lost(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let tags: Vec<u64> = self
+            .requests
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| waiting.peer == peer)
+            .map(|(tag, _)| *tag)
+            .collect();
+        self.give_up(now, &tags, out);
+    }
+
+    /// Gives up requests that were never answered (a send dropped in between, a silent node).
+    pub(super) fn expire_requests(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        let tags: Vec<u64> = self
+            .requests
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| now.since(waiting.sent) > ANSWER_MAX)
+            .map(|(tag, _)| *tag)
+            .collect();
+        self.give_up(now, &tags, out);
+    }
+
+    fn give_up(&mut self, now: Now, tags: &[u64], out: &mut Vec<ControlAction>) {
+        for tag in tags {
+            if let Some(waiting) = self.requests.waiting.remove(tag) {
+                let header = Header::request(Opcode::Ping, *tag);
+                let peer = waiting.peer;
+                self.answered(now, peer, waiting, Err(Status::PeerFailed), &header, out);
+            }
+        }
+    }
+
+    fn answered(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        waiting: Waiting,
+        result: Result<&[u8], Status>,
+        header: &Header,
+        out: &mut Vec<ControlAction>,
+    ) {
+        match waiting.want {
+            Want::Fence(node) => {
+                let Ok(aux) = result else { return };
+                self.round_trip(node, now.since(waiting.sent));
+                let Ok(chunks) = read_chunk_list(aux) else {
+                    self.note(
+                        format!("node {} sent a bad list of intents", self.name(node)),
+                        out,
+                    );
+                    return;
+                };
+                let last = chunks.last().copied();
+                self.fenced_intents(node, chunks);
+                match last {
+                    Some(last) if header.flags.has(Flags::MORE) => {
+                        self.ask_fence(now, peer, ChunkIndex(last.0.saturating_add(1)), out);
+                    }
+                    _ => {
+                        let fenced = self.map().head.generation;
+                        let seen = self.seen.entry(node).or_default();
+                        seen.fenced.insert(peer, fenced);
+                    }
+                }
+            }
+            Want::Ping(node) => {
+                if result.is_ok() {
+                    self.round_trip(node, now.since(waiting.sent));
+                }
+            }
+            Want::Adopt | Want::Flush | Want::Settle => {}
+            Want::Reconcile { chunk } => self.reconciled(chunk, result, out),
+            Want::List { source } => self.listed(now, peer, source, result, header, out),
+            Want::Copy { chunk } => self.chunk_copied(now, chunk, result, out),
+            Want::Repair => self.repairs_out = self.repairs_out.saturating_sub(1),
+            Want::Release(node) => {
+                if result.is_ok() {
+                    self.seen.entry(node).or_default().released.insert(peer);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! Filling joining replicas: after an outage (only what was written since), or at a new location.
+//!
+//! One node at a time. Every chunk is copied by a PULL in mirror mode, ordered at the target; passes go on
+//! over the chunks that still differed until one finds no difference at or below the ceiling. Since
+//! lanes wait for joining replicas as for in-sync ones, nothing can come apart again between that
+//! and the transaction (I3).
+
+use super::ControlCore;
+use super::request::Want;
+use crate::core::api::{ControlAction, Now, PeerIndex};
+use std::collections::BTreeSet;
+use ukai_meta::{NodeHealth, ReplicaState};
+use ukai_proto::message::{ChunkRange, Pulled, read_chunk_list};
+use ukai_proto::{ChunkIndex, Flags, Generation, Header, NodeId, Opcode, SectorInChunk, Status};
+
+/// Chunks copied at a time.
+const COPY_WINDOW: usize = 4;
+/// Failed copies of one job before it pauses.
+const FAILURES_MAX: u32 = 16;
+/// Passes before a job that never finds equality pauses: something is wrong with the replica.
+const PASSES_MAX: u32 = 8;
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// FENCE on all shards of a stale node.
+    Fencing,
+    /// The transaction "rejoining" is due.
+    Begin,
+    /// Lanes do not send it writes yet.
+    Installing,
+    /// Asking sources what was written.
+    Listing { left: usize },
+    /// Copying.
+    Copying,
+    /// The transaction "in-sync" is due.
+    Finish,
+}
+
+#[derive(Debug)]
+pub(super) struct Sync {
+    pub(super) node: NodeId,
+    pub(super) stage: Stage,
+    since: Generation,
+    /// Joining at its start by the map itself (not by health): what may be promoted.
+    ranges: Vec<ChunkRange>,
+    todo: BTreeSet<ChunkIndex>,
+    redo: BTreeSet<ChunkIndex>,
+    out: BTreeSet<ChunkIndex>,
+    passes: u32,
+    failures: u32,
+    pub(super) chunks_total: u64,
+    pub(super) chunks_done: u64,
+    pub(super) sectors_copied: u64,
+}
+
+impl Sync {
+    fn new(node: NodeId, stage: Stage) -> Self {
+        Self {
+            node,
+            stage,
+            since: Generation(0),
+            ranges: Vec::new(),
+            todo: BTreeSet::new(),
+            redo: BTreeSet::new(),
+            out: BTreeSet::new(),
+            passes: 0,
+            failures: 0,
+            chunks_total: 0,
+            chunks_done: 0,
+            sectors_copied: 0,
+        }
+    }
+}
+
+impl ControlCore {
+    pub(super) fn drive_sync(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        if self.sync.is_none() {
+            self.sync = self.next_sync(now);
+        }
+        let Some(sync) = &self.sync else { return };
+        let node = sync.node;
+        if self.all_up(node).is_none() {
+            self.sync_failed(now, out);
+            return;
+        }
+        match sync.stage.clone() {
+            Stage::Fencing => match self.all_fenced(node) {
+                None => self.fence_node(now, node, out),
+                Some(run) => {
+                    for entry in self.nodes.iter_mut().filter(|entry| entry.node == node) {
+                        entry.incarnation = Some(run);
+                    }
+                    self.seen.entry(node).or_default().failed = None;
+                    self.sync_stage(Stage::Begin);
+                }
+            },
+            Stage::Installing => {
+                if self.is_installed() && !self.reinstall {
+                    self.start_listing(now, out);
+                }
+            }
+            Stage::Copying => self.copy_more(now, out),
+            Stage::Begin | Stage::Listing { .. } | Stage::Finish => {}
+        }
+    }
+
+    fn sync_stage(&mut self, stage: Stage) {
+        if let Some(sync) = &mut self.sync {
+            sync.stage = stage;
+        }
+    }
+
+    /// A node that has something to be filled, is reachable, and is not to be left alone for now.
+    fn next_sync(&self, now: Now) -> Option<Sync> {
+        let map = self.map();
+        let doubtful = self.doubtful();
+        map.nodes().into_iter().find_map(|node| {
+            let paused = self.sync_retry_at.get(&node).is_some_and(|at| now < *at);
+            if paused || self.all_up(node).is_none() {
+                return None;
+            }
+            if let Some(NodeHealth::Stale { .. }) = map.health(node) {
+                return Some(Sync::new(node, Stage::Fencing));
+            }
+            let joining = !map.ranges_of(node, ReplicaState::Joining).is_empty();
+            (joining && !doubtful.contains(&node)).then(|| Sync::new(node, Stage::Installing))
+        })
+    }
+
+    /// Lanes write to it: from here on only what was written before the barrier is to be copied.
+    fn start_listing(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        let Some(sync) = &self.sync else { return };
+        let node = sync.node;
+        let map = self.map().clone();
+        let since = match map.health(node) {
+            Some(NodeHealth::Rejoining { since }) => since,
+            Some(NodeHealth::Stale { .. }) => {
+                self.sync = None;
+                return;
+            }
+            None => Generation(0),
+        };
+        let ranges = map.stored_ranges_of(node, ReplicaState::Joining);
+        let mut sources = BTreeSet::new();
+        for set in map.sets_in_use() {
+            let replicas = map.set(set);
+            if replicas
+                .iter()
+                .any(|r| r.node == node && r.state == ReplicaState::Joining)
+            {
+                let in_sync = replicas.iter().filter(|r| r.state == ReplicaState::InSync);
+                sources.extend(in_sync.map(|r| r.node));
+            }
+        }
+        let peers: Vec<(NodeId, PeerIndex)> = sources
+            .into_iter()
+            .filter(|source| self.all_fenced(*source).is_some())
+            .flat_map(|source| self.peers_of(source).map(move |peer| (source, peer)))
+            .collect();
+        // What a dead front may have left only there.
+        let own = self
+            .seen
+            .get(&node)
+            .map(|seen| seen.intents.clone())
+            .unwrap_or_default();
+        let Some(sync) = &mut self.sync else { return };
+        sync.since = since;
+        sync.ranges = ranges;
+        sync.stage = Stage::Listing { left: peers.len() };
+        for chunk in own {
+            Self::add_candidate(&map, sync, chunk);
+        }
+        for (source, peer) in peers {
+            self.ask_list(now, peer, source, since, ChunkIndex(0), out);
+        }
+    }
+
+    fn add_candidate(map: &ukai_meta::map::VolumeMap, sync: &mut Sync, chunk: ChunkIndex) {
+        let inside = chunk.0 < map.chunk_count();
+        if inside && map.replicas(chunk).on(sync.node) == Some(ReplicaState::Joining) {
+            sync.todo.insert(chunk);
+        }
+    }
+
+    fn ask_list(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        source: NodeId,
+        since: Generation,
+        start: ChunkIndex,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let edit = |header: &mut Header| {
+            header.generation = since;
+            header.chunk = start;
+            Vec::new()
+        };
+        self.ask(
+            now,
+            peer,
+            Opcode::WrittenSince,
+            edit,
+            Want::List { source },
+            out,
+        );
+    }
+
+    pub(super) fn listed(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        source: NodeId,
+        result: Result<&[u8], Status>,
+        header: &Header,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let map = self.map().clone();
+        let Some(sync) = &mut self.sync else { return };
+        let Stage::Listing { left } = sync.stage else {
+            return;
+        };
+        let Some(chunks) = result.ok().and_then(|aux| read_chunk_list(aux).ok()) else {
+            self.sync_failed(now, out);
+            return;
+        };
+        let last = chunks.last().copied();
+        for chunk in chunks {
+            Self::add_candidate(&map, sync, chunk);
+        }
+        let since = sync.since;
+        match last {
+            Some(last) if header.flags.has(Flags::MORE) => {
+                let next = ChunkIndex(last.0.saturating_add(1));
+                self.ask_list(now, peer, source, since, next, out);
+            }
+            _ if left > 1 => sync.stage = Stage::Listing { left: left - 1 },
+            _ => {
+                sync.chunks_total = sync.todo.len() as u64;
+                sync.stage = Stage::Copying;
+                let (node, chunks) = (sync.node, sync.chunks_total);
+                let text = format!("node {}: comparing {chunks} chunks", self.name(node));
+                out.push(ControlAction::Note(text));
+                self.copy_more(now, out);
+            }
+        }
+    }
+
+    fn copy_more(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        let doubtful = self.doubtful();
+        let map = self.map().clone();
+        loop {
+            let Some(sync) = &mut self.sync else { return };
+            if sync.out.len() >= COPY_WINDOW {
+                return;
+            }
+            let Some(chunk) = sync.todo.pop_first() else {
+                if sync.out.is_empty() {
+                    self.pass_over(now, out);
+                }
+                return;
+            };
+            let node = sync.node;
+            if map.replicas(chunk).on(node) != Some(ReplicaState::Joining) {
+                continue; // taken away meanwhile
+            }
+            let preference = &self.preference;
+            let source = map
+                .in_sync(chunk)
+                .filter(|source| !doubtful.contains(source))
+                .min_by_key(|source| preference.iter().position(|n| n == source));
+            let target = self.peer_of(node, chunk);
+            let pull = source.and_then(|source| self.pull_from(source, chunk, true));
+            let (Some(target), Some(pull)) = (target, pull) else {
+                self.sync_failed(now, out); // no source is up
+                return;
+            };
+            if let Some(sync) = &mut self.sync {
+                sync.out.insert(chunk);
+            }
+            let count = u16::try_from(map.chunk_sectors()).unwrap_or(u16::MAX);
+            let range = (SectorInChunk(0), count);
+            self.ask_pull(now, target, chunk, range, &pull, Want::Copy { chunk }, out);
+        }
+    }
+
+    pub(super) fn chunk_copied(
+        &mut self,
+        now: Now,
+        chunk: ChunkIndex,
+        result: Result<&[u8], Status>,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let Some(sync) = &mut self.sync else { return };
+        if !sync.out.remove(&chunk) {
+            return; // of an earlier job
+        }
+        match result.map(Pulled::decode) {
+            Ok(Ok(pulled)) => {
+                sync.sectors_copied += u64::from(pulled.sectors_copied);
+                if sync.passes == 0 {
+                    sync.chunks_done += 1;
+                }
+                if pulled.sectors_copied > 0 {
+                    sync.redo.insert(chunk);
+                }
+                self.copied.sectors_copied = self
+                    .copied
+                    .sectors_copied
+                    .saturating_add(pulled.sectors_copied);
+                if pulled.sectors_bad > 0 {
+                    let bad = pulled.sectors_bad;
+                    self.note(
+                        format!("chunk {chunk}: {bad} sectors are bad at the source"),
+                        out,
+                    );
+                }
+            }
+            Ok(Err(_)) | Err(_) => {
+                sync.todo.insert(chunk);
+                sync.failures += 1;
+                if sync.failures > FAILURES_MAX {
+                    self.sync_failed(now, out);
+                    return;
+                }
+            }
+        }
+        self.copy_more(now, out);
+    }
+
+    /// Everything of this pass was compared: again over what differed, until nothing does.
+    fn pass_over(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        let Some(sync) = &mut self.sync else { return };
+        if sync.redo.is_empty() {
+            sync.stage = Stage::Finish;
+            return;
+        }
+        sync.passes += 1;
+        if sync.passes > PASSES_MAX {
+            self.sync_failed(now, out);
+            return;
+        }
+        sync.todo = std::mem::take(&mut sync.redo);
+        self.copy_more(now, out);
+    }
+
+    /// The next part of what this job has filled that is still joining. `None`: done. Ranges that
+    /// were not joining when it began were not filled by it.
+    pub(super) fn promotable(&self) -> Option<ChunkRange> {
+        let sync = self.sync.as_ref()?;
+        let now_joining = self
+            .map()
+            .stored_ranges_of(sync.node, ReplicaState::Joining);
+        let overlap = now_joining.iter().find_map(|range| {
+            sync.ranges.iter().find_map(|filled| {
+                let start = range.start.max(filled.start).0;
+                let end = (range.start.0 + range.count).min(filled.start.0 + filled.count);
+                (start < end).then(|| ChunkRange {
+                    start: ChunkIndex(start),
+                    count: end - start,
+                })
+            })
+        })?;
+        self.map().batches(overlap).into_iter().next()
+    }
+
+    pub(super) fn sync_committed(&mut self, now: Now, node: NodeId, out: &mut Vec<ControlAction>) {
+        let whole = self.map().health(node).is_none();
+        let filled = self.promotable().is_none();
+        let Some(sync) = &mut self.sync else { return };
+        match sync.stage {
+            Stage::Begin => sync.stage = Stage::Installing,
+            // After an outage only what was written since has been compared: what the map itself
+            // says is joining needs a job of its own.
+            Stage::Finish if whole && (filled || sync.since > Generation(0)) => {
+                self.sync_over(now, out);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn sync_over(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        let Some(sync) = self.sync.take() else { return };
+        let seen = self.seen.entry(sync.node).or_default();
+        seen.in_sync_at = Some(now);
+        seen.intents.clear();
+        self.forget_notes_about(sync.node);
+        let text = format!(
+            "node {} is in sync: {} chunks compared, {} sectors copied",
+            self.name(sync.node),
+            sync.chunks_total,
+            sync.sectors_copied,
+        );
+        out.push(ControlAction::Note(text));
+    }
+
+    pub(super) fn sync_failed(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        let Some(sync) = self.sync.take() else { return };
+        let text = format!(
+            "node {}: synchronisation stopped at {:?}, will be tried again",
+            self.name(sync.node),
+            sync.stage
+        );
+        self.note(text, out);
+        let at = Now(now.0 + self.config.retry.as_nanos() as u64);
+        self.sync_retry_at.insert(sync.node, at);
+    }
+
+    /// One sector at a time: the bad replica takes the good one's content.
+    pub(super) fn drive_repairs(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        while self.repairs_out < COPY_WINDOW {
+            let Some((node, chunk, sector)) = self.repairs.pop_front() else {
+                return;
+            };
+            let source = self.map().in_sync(chunk).find(|source| *source != node);
+            let pull = source.and_then(|source| self.pull_from(source, chunk, false));
+            if let (Some(peer), Some(pull)) = (self.peer_of(node, chunk), pull) {
+                self.repairs_out += 1;
+                self.ask_pull(now, peer, chunk, (sector, 1), &pull, Want::Repair, out);
+            }
+        }
+    }
+}

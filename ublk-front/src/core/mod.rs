@@ -1,0 +1,19 @@
+//! What a front decides.
+//!
+//! Two state machines: [`lane::LaneCore`], one per queue thread (guest requests in, node frames out),
+//! and [`control::ControlCore`], one per volume (attach, fence, lost and returning nodes, copies,
+//! configuration changes). They talk by [`api::LaneOrder`] and [`api::LaneReport`]; every
+//! configuration change passes a barrier over all lanes (`docs/protocol.md`).
+
+pub mod api;
+pub mod config;
+pub mod control;
+pub mod lane;
+mod piece;
+pub mod seq;
+mod split;
+pub mod stats;
+
+pub use control::{ControlConfig, ControlCore, ControlStatus};
+pub use lane::{LaneCore, LaneLimits};
+pub use seq::SharedSeq;

@@ -1,0 +1,17 @@
+//! The shell's clock: the only place of the front that reads time.
+
+use crate::core::api::Now;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+static ORIGIN: OnceLock<Instant> = OnceLock::new();
+
+/// Monotonic time; its zero is the first call in this process.
+#[must_use]
+#[allow(clippy::disallowed_methods)] // shells own the clock
+pub fn now() -> Now {
+    let now = Instant::now();
+    let elapsed = now.saturating_duration_since(*ORIGIN.get_or_init(|| now));
+    // 584 years fit.
+    Now(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,16 @@
+//! The front's shell: sockets, rings, clocks, threads. It decides nothing; the cores do.
+//!
+//! `lane` runs a [`crate::core::LaneCore`] on any io_uring ring together with the connections to the
+//! nodes (`peers`); frontends (`nbd`, `ublk`) own the ring and the guest's buffers. `control` runs the
+//! [`crate::core::control::ControlCore`] on a thread of its own.
+
+pub mod address;
+pub mod buffers;
+pub mod clock;
+pub mod context;
+pub mod inbox;
+pub mod lane;
+pub mod outbox;
+pub mod peers;
+pub mod user_data;
+pub mod wake;
