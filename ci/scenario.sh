@@ -76,3 +76,10 @@ load_stop() {
 		die "the load saw an error"
 	}
 }
+
+# node_used VOLUME: bytes of disk that the nodes of the volume have allocated, together
+node_used() {
+	local slots
+	slots=$(tools --json stats "$1" | json - 'sum(node["slots_used"] for node in d["nodes"])')
+	echo $((slots << 20))
+}

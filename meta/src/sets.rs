@@ -205,11 +205,13 @@ impl SetTable {
     }
 }
 
-/// Finds or makes the number of a set; built once per change, because most lookups are misses of
-/// one run's set followed by hits of the next thousand runs.
+/// Finds or makes the number of a set; built once per transition. It also knows sets that lost
+/// their last reference meanwhile: they may come back, and are swept at the end.
 pub(crate) struct Interner {
     by_content: HashMap<ReplicaList, SetIndex>,
     free: Vec<u16>,
+    /// Sets there were when it was built.
+    built_with: usize,
 }
 
 /// The table is full.
@@ -226,7 +228,16 @@ impl Interner {
             .map(|(at, _)| at)
             .collect();
         free.reverse();
-        Self { by_content, free }
+        Self {
+            built_with: table.live().count(),
+            by_content,
+            free,
+        }
+    }
+
+    /// Whether most numbers were taken since it was built, so that sweeping may be worth it.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.free.is_empty() && self.by_content.len() > self.built_with.max(SETS_MAX / 2) * 3 / 2
     }
 
     pub(crate) fn intern(

@@ -71,50 +71,83 @@ impl Shard {
         }
     }
 
-    /// This shard with the sets of `positions` replaced by what `change` says, in canonical form;
-    /// `None` if nothing is different.
-    pub(crate) fn edited<E>(
-        &self,
+    /// Replaces the sets of `positions` by what `change` says, and keeps the form canonical. Tells
+    /// `count` of each reference that came (`true`) or went. `false`: nothing is different. On an
+    /// error nothing is changed.
+    pub(crate) fn edit<E>(
+        &mut self,
         len: u32,
         positions: Range<u32>,
         mut change: impl FnMut(SetIndex, Range<u32>) -> Result<SetIndex, E>,
-    ) -> Result<Option<Self>, E> {
-        let mut out = Vec::with_capacity(self.run_count() + 2);
+        mut count: impl FnMut(SetIndex, bool),
+    ) -> Result<bool, E> {
+        let whole: [Run; 1];
+        let runs: &[Run] = match self {
+            Self::Mixed { runs, .. } => runs,
+            Self::Uniform(set) => {
+                whole = [Run {
+                    start: 0,
+                    set: *set,
+                }];
+                &whole
+            }
+        };
+        // The runs that the positions touch, and one more on the right if it merges.
+        let first = runs.partition_point(|run| u32::from(run.start) <= positions.start) - 1;
+        let mut last = runs.partition_point(|run| u32::from(run.start) < positions.end);
+        let left = first.checked_sub(1).map(|at| runs[at].set);
+        let mut new = Vec::with_capacity(last - first + 2);
         let mut changed = false;
-        for (run, set) in self.runs(len) {
-            let inside = run.start.max(positions.start)..run.end.min(positions.end);
-            if inside.is_empty() {
-                push(&mut out, run.start, set);
-                continue;
+        for (at, run) in runs.iter().enumerate().take(last).skip(first) {
+            let start = u32::from(run.start);
+            let end = runs.get(at + 1).map_or(len, |next| u32::from(next.start));
+            let inside = start.max(positions.start)..end.min(positions.end);
+            let set = change(run.set, inside.clone())?;
+            changed |= set != run.set;
+            if start < inside.start {
+                push(&mut new, left, start, run.set);
             }
-            let new = change(set, inside.clone())?;
-            changed |= new != set;
-            if run.start < inside.start {
-                push(&mut out, run.start, set);
-            }
-            push(&mut out, inside.start, new);
-            if inside.end < run.end {
-                push(&mut out, inside.end, set);
+            push(&mut new, left, inside.start, set);
+            if inside.end < end {
+                push(&mut new, left, inside.end, run.set);
             }
         }
         if !changed {
-            return Ok(None);
+            return Ok(false);
         }
-        Ok(Some(match out.as_slice() {
-            [only] => Self::Uniform(only.set),
-            _ => Self::Mixed {
-                runs: Arc::new(out),
-                version: match self {
-                    Self::Mixed { version, .. } => *version,
-                    Self::Uniform(_) => None,
-                },
-            },
-        }))
+        let end = new.last().map(|run| run.set).or(left);
+        if runs.get(last).is_some_and(|run| Some(run.set) == end) {
+            last += 1;
+        }
+        for run in &new {
+            count(run.set, true);
+        }
+        for run in &runs[first..last] {
+            count(run.set, false);
+        }
+        match self {
+            Self::Uniform(_) => {
+                *self = Self::Mixed {
+                    runs: Arc::new(new),
+                    version: None,
+                };
+            }
+            Self::Mixed { runs, .. } => {
+                Arc::make_mut(runs).splice(first..last, new);
+            }
+        }
+        if let Self::Mixed { runs, .. } = self
+            && let [only] = runs.as_slice()
+        {
+            *self = Self::Uniform(only.set);
+        }
+        Ok(true)
     }
 }
 
-fn push(out: &mut Vec<Run>, start: u32, set: SetIndex) {
-    if out.last().is_none_or(|last| last.set != set) {
+/// Adds a run, unless it continues the last one (or, if there is none yet, the one on the left).
+fn push(out: &mut Vec<Run>, left: Option<SetIndex>, start: u32, set: SetIndex) {
+    if out.last().map(|last| last.set).or(left) != Some(set) {
         #[allow(clippy::cast_possible_truncation)] // positions are below SHARD_CHUNKS
         let start = start as u16;
         out.push(Run { start, set });
@@ -125,13 +158,30 @@ fn push(out: &mut Vec<Run>, start: u32, set: SetIndex) {
 mod tests {
     use super::*;
 
+    /// Sets every position of the range; returns whether anything changed. Checks the counts.
+    fn put(shard: &mut Shard, positions: Range<u32>, set: u16) -> bool {
+        let mut counts = std::collections::BTreeMap::<SetIndex, i32>::new();
+        for set in shard.references() {
+            *counts.entry(set).or_default() += 1;
+        }
+        let change = |_: SetIndex, _: Range<u32>| -> Result<SetIndex, ()> { Ok(SetIndex(set)) };
+        let changed = shard
+            .edit(100, positions, change, |set, came| {
+                *counts.entry(set).or_default() += if came { 1 } else { -1 };
+            })
+            .unwrap();
+        for set in shard.references() {
+            *counts.entry(set).or_default() -= 1;
+        }
+        assert!(counts.values().all(|count| *count == 0), "{counts:?}");
+        changed
+    }
+
     #[test]
     fn editing_splits_merges_and_becomes_uniform_again() {
-        let shard = Shard::Uniform(SetIndex(0));
-        let to =
-            |n: u16| move |_: SetIndex, _: Range<u32>| -> Result<SetIndex, ()> { Ok(SetIndex(n)) };
-        let mixed = shard.edited(100, 10..20, to(1)).unwrap().unwrap();
-        let runs: Vec<_> = mixed.runs(100).collect();
+        let mut shard = Shard::Uniform(SetIndex(0));
+        assert!(put(&mut shard, 10..20, 1));
+        let runs: Vec<_> = shard.runs(100).collect();
         assert_eq!(
             runs,
             [
@@ -140,12 +190,31 @@ mod tests {
                 (20..100, SetIndex(0))
             ]
         );
-        assert_eq!(mixed.set_of(9), SetIndex(0));
-        assert_eq!(mixed.set_of(10), SetIndex(1));
-        assert_eq!(mixed.set_of(19), SetIndex(1));
-        assert_eq!(mixed.set_of(20), SetIndex(0));
-        assert_eq!(mixed.edited(100, 10..20, to(1)), Ok(None));
-        assert_eq!(mixed.edited(100, 0..100, to(1)), Ok(Some(Shard::Uniform(SetIndex(1)))));
-        assert_eq!(mixed.edited(100, 10..20, to(0)), Ok(Some(shard)));
+        assert!(!put(&mut shard, 10..20, 1));
+        assert!(put(&mut shard.clone(), 0..100, 1));
+        assert!(put(&mut shard, 10..20, 0));
+        assert_eq!(shard, Shard::Uniform(SetIndex(0)));
+    }
+
+    #[test]
+    fn edits_agree_with_a_plain_array() {
+        let mut shard = Shard::Uniform(SetIndex(0));
+        let mut plain = [0u16; 100];
+        let mut seed = 1u32;
+        for _ in 0..2000 {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let (a, b, set) = (seed >> 8 & 127, seed >> 16 & 127, seed >> 24 & 3);
+            let (start, end) = (a.min(b).min(99), a.max(b).clamp(1, 100));
+            if start >= end {
+                continue;
+            }
+            put(&mut shard, start..end, set as u16);
+            plain[start as usize..end as usize].fill(set as u16);
+            for (at, set) in (0u16..).zip(plain) {
+                assert_eq!(shard.set_of(at), SetIndex(set));
+            }
+            let runs: Vec<_> = shard.runs(100).collect();
+            assert!(runs.windows(2).all(|pair| pair[0].1 != pair[1].1));
+        }
     }
 }

@@ -88,7 +88,6 @@ pub(crate) struct NodeClient {
     frames: VecDeque<Frame<Vec<u8>>>,
     buffer: Vec<u8>,
     next_tag: u64,
-    incarnation: Incarnation,
 }
 
 impl NodeClient {
@@ -110,7 +109,9 @@ impl NodeClient {
                     continue;
                 }
                 Err(_) => {
-                    tried.push(format!("{address}: no connection within {CONNECT_TIMEOUT:?}"));
+                    tried.push(format!(
+                        "{address}: no connection within {CONNECT_TIMEOUT:?}"
+                    ));
                     continue;
                 }
             };
@@ -120,7 +121,6 @@ impl NodeClient {
                 frames: VecDeque::new(),
                 buffer: vec![0; RECEIVE_BYTES],
                 next_tag: 1,
-                incarnation: Incarnation::default(),
             };
             match client.hello(cluster, record.node, shard).await {
                 Ok(()) => return Ok(client),
@@ -137,7 +137,12 @@ impl NodeClient {
         Err(ClientError::Connect(tried.join("; ")))
     }
 
-    async fn hello(&mut self, cluster: ClusterId, node: NodeId, shard: ShardIndex) -> Result<(), ClientError> {
+    async fn hello(
+        &mut self,
+        cluster: ClusterId,
+        node: NodeId,
+        shard: ShardIndex,
+    ) -> Result<(), ClientError> {
         let hello = Hello {
             cluster,
             node,
@@ -146,7 +151,9 @@ impl NodeClient {
             shard_count: 0,
             incarnation: Incarnation::default(),
         };
-        let reply = self.request(Header::request(Opcode::Hello, 0), hello.encode()).await?;
+        let reply = self
+            .request(Header::request(Opcode::Hello, 0), hello.encode())
+            .await?;
         let answer = Hello::decode(&reply.aux)?;
         if answer.cluster != cluster {
             return Err(ClientError::Refused(Status::WrongCluster));
@@ -157,18 +164,16 @@ impl NodeClient {
         if answer.shard != shard {
             return Err(ClientError::Refused(Status::WrongShard));
         }
-        self.incarnation = answer.incarnation;
         Ok(())
-    }
-
-    /// The node's run, as it said itself.
-    pub(crate) fn incarnation(&self) -> Incarnation {
-        self.incarnation
     }
 
     /// Sends a request and waits for its reply; the tag is filled in. Any status but Ok is an
     /// error; Busy is asked again a few times first, which is safe: the node did nothing.
-    pub(crate) async fn request(&mut self, header: Header, aux: Vec<u8>) -> Result<Frame<Vec<u8>>, ClientError> {
+    pub(crate) async fn request(
+        &mut self,
+        header: Header,
+        aux: Vec<u8>,
+    ) -> Result<Frame<Vec<u8>>, ClientError> {
         let mut tries = 0;
         loop {
             let reply = self.request_once(header, aux.clone()).await?;
@@ -182,7 +187,11 @@ impl NodeClient {
         }
     }
 
-    async fn request_once(&mut self, mut header: Header, aux: Vec<u8>) -> Result<Frame<Vec<u8>>, ClientError> {
+    async fn request_once(
+        &mut self,
+        mut header: Header,
+        aux: Vec<u8>,
+    ) -> Result<Frame<Vec<u8>>, ClientError> {
         header.tag = self.next_tag;
         self.next_tag += 1;
         let bytes = Frame::<Vec<u8>>::new(header, aux, None).to_bytes();

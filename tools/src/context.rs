@@ -36,16 +36,22 @@ impl Context {
             .or_else(|| std::env::var("UKAI_META").ok())
             .filter(|meta| !meta.is_empty())
             .ok_or_else(|| {
-                ToolError::usage("it is not said where the metadata store is")
-                    .next("give --meta sqlite:/path/meta.db or --meta zk:host:2181, or set UKAI_META")
+                ToolError::usage("it is not said where the metadata store is").next(
+                    "give --meta sqlite:/path/meta.db or --meta zk:host:2181, or set UKAI_META",
+                )
             })?;
-        let url: MetaUrl = meta.parse().map_err(|error| ToolError::usage(format!("{error}")))?;
+        let url: MetaUrl = meta
+            .parse()
+            .map_err(|error| ToolError::usage(format!("{error}")))?;
         if let MetaUrl::Sqlite(path) = &url
             && !create
             && !path.exists()
         {
-            return Err(ToolError::unreachable(format!("there is no metadata store {}", path.display()))
-                .next("check the path, or make a new one with `ukai-tools cluster init`"));
+            return Err(ToolError::unreachable(format!(
+                "there is no metadata store {}",
+                path.display()
+            ))
+            .next("check the path, or make a new one with `ukai-tools cluster init`"));
         }
         Ok(Self {
             store: ukai_meta::open(&url)?,
@@ -84,7 +90,12 @@ impl Context {
     }
 
     pub(crate) fn names_of(&self, nodes: &[NodeState]) -> Names {
-        Names(nodes.iter().map(|node| (node.record.node, node.clone())).collect())
+        Names(
+            nodes
+                .iter()
+                .map(|node| (node.record.node, node.clone()))
+                .collect(),
+        )
     }
 
     pub(crate) fn find_volume(&self, name: &str) -> Result<Option<VolumeId>> {
@@ -155,15 +166,19 @@ impl Context {
             }
             map = catalog::load_volume(&*self.store, volume)?;
         }
-        Err(ToolError::busy(format!("volume {} keeps changing", map.head.name))
-            .next("nothing of this step was changed; try again in a moment"))
+        Err(
+            ToolError::busy(format!("volume {} keeps changing", map.head.name))
+                .next("nothing of this step was changed; try again in a moment"),
+        )
     }
 
     /// A refused transition, with the names of nodes in place of their uuids.
     pub(crate) fn explain(&self, error: TransitionError) -> ToolError {
         let mut error = ToolError::from(error);
         for node in self.nodes().unwrap_or_default() {
-            error.what = error.what.replace(&node.record.node.to_string(), &node.record.name);
+            error.what = error
+                .what
+                .replace(&node.record.node.to_string(), &node.record.name);
         }
         error
     }
@@ -184,11 +199,15 @@ pub(crate) struct Names(HashMap<NodeId, NodeState>);
 impl Names {
     /// Its name, or its uuid if its record is gone.
     pub(crate) fn name(&self, node: NodeId) -> String {
-        self.0.get(&node).map_or_else(|| node.to_string(), |node| node.record.name.clone())
+        self.0
+            .get(&node)
+            .map_or_else(|| node.to_string(), |node| node.record.name.clone())
     }
 
     pub(crate) fn site(&self, node: NodeId) -> String {
-        self.0.get(&node).map_or_else(|| "?".into(), |node| node.record.site.clone())
+        self.0
+            .get(&node)
+            .map_or_else(|| "?".into(), |node| node.record.site.clone())
     }
 
     pub(crate) fn name_and_site(&self, node: NodeId) -> String {
@@ -211,14 +230,14 @@ impl From<CatalogError> for ToolError {
             CatalogError::Store(error) => error.into(),
             CatalogError::Commit(error) => error.into(),
             CatalogError::Transition(error) => error.into(),
-            CatalogError::NoCluster => {
-                Self::not_found("this metadata store holds no cluster yet")
-                    .next("check --meta, or run `ukai-tools cluster init`")
-            }
+            CatalogError::NoCluster => Self::not_found("this metadata store holds no cluster yet")
+                .next("check --meta, or run `ukai-tools cluster init`"),
             CatalogError::NoVolume(_) => {
                 Self::not_found(text).next("`ukai-tools volume list` shows all")
             }
-            CatalogError::NoNode(_) => Self::not_found(text).next("`ukai-tools node list` shows all"),
+            CatalogError::NoNode(_) => {
+                Self::not_found(text).next("`ukai-tools node list` shows all")
+            }
             CatalogError::NameTaken(_) | CatalogError::NodeNameTaken { .. } => {
                 Self::busy(text).next("choose another name")
             }

@@ -116,9 +116,8 @@ impl From<MetaError> for ToolError {
                 .next("check that the servers named by --meta (or UKAI_META) run and answer"),
             MetaError::SessionExpired => Self::new(Kind::Unreachable, text)
                 .next("run the command again; it opens a new session"),
-            MetaError::Corrupt { .. } => Self::refused(text).next(
-                "nothing was changed; restore this key from a backup of the metadata store",
-            ),
+            MetaError::Corrupt { .. } => Self::refused(text)
+                .next("nothing was changed; restore this key from a backup of the metadata store"),
             MetaError::Backend(_) => Self::refused(text)
                 .next("check the permissions, free space and path of the metadata store"),
         }
@@ -149,14 +148,20 @@ mod tests {
     fn codes_are_the_documented_ones() {
         assert_eq!(ToolError::refused("x").code(), 1);
         assert_eq!(ToolError::usage("x").code(), 2);
-        assert_eq!(ToolError::from(MetaError::Unavailable("x".into())).code(), 3);
+        assert_eq!(
+            ToolError::from(MetaError::Unavailable("x".into())).code(),
+            3
+        );
         assert_eq!(ToolError::not_found("x").code(), 4);
         assert_eq!(ToolError::busy("x").code(), 5);
     }
 
     #[test]
     fn an_error_says_what_to_do_next() {
-        let text = ToolError::from(CommitError::Conflict { key: "volumes/1/head".into() }).to_string();
+        let text = ToolError::from(CommitError::Conflict {
+            key: "volumes/1/head".into(),
+        })
+        .to_string();
         assert!(text.starts_with("error: someone else changed key volumes/1/head first\n  next: "));
     }
 }

@@ -22,7 +22,9 @@ const LOG_LINES_SHOWN: usize = 8;
 
 /// Where the front's binary is: beside our own, else in `PATH`.
 pub(crate) fn binary() -> Result<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join(BINARY)));
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join(BINARY)));
     beside
         .filter(|path| path.is_file())
         .or_else(|| find_in_path(BINARY))
@@ -35,19 +37,25 @@ pub(crate) fn binary() -> Result<PathBuf> {
 /// A program in `PATH`.
 pub(crate) fn find_in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
 }
 
 /// Asks the front of an attached volume. Its socket is on its own host.
 pub(crate) fn ask(front: &FrontRecord, request: &Value) -> Result<Value> {
     let failed = |doing: &str, error: std::io::Error| {
-        ToolError::refused(format!("{doing} the front's control socket {}: {error}", front.control))
-            .next(format!(
-                "run this on host {}, where the front (process {}) is",
-                front.host, front.pid
-            ))
+        ToolError::refused(format!(
+            "{doing} the front's control socket {}: {error}",
+            front.control
+        ))
+        .next(format!(
+            "run this on host {}, where the front (process {}) is",
+            front.host, front.pid
+        ))
     };
-    let mut stream = UnixStream::connect(&front.control).map_err(|error| failed("connect to", error))?;
+    let mut stream =
+        UnixStream::connect(&front.control).map_err(|error| failed("connect to", error))?;
     let ask = |stream: &mut UnixStream| -> std::io::Result<String> {
         stream.set_read_timeout(Some(CONTROL_TIMEOUT))?;
         stream.set_write_timeout(Some(CONTROL_TIMEOUT))?;
@@ -75,8 +83,10 @@ pub(crate) fn settle(volume: &str, meta: &str) -> Result<()> {
     if status.success() {
         return Ok(());
     }
-    Err(ToolError::refused(format!("{BINARY} settle {volume} failed ({status})"))
-        .next("read its messages above; `ukai-tools volume show` tells what is left to do"))
+    Err(
+        ToolError::refused(format!("{BINARY} settle {volume} failed ({status})"))
+            .next("read its messages above; `ukai-tools volume show` tells what is left to do"),
+    )
 }
 
 /// A volume attached for this program alone, as an NBD export on a Unix socket in a folder that
@@ -121,8 +131,11 @@ impl NbdExport {
             return Ok(export);
         }
         let log = export.log_tail();
-        Err(ToolError::refused(format!("volume {volume} could not be attached{log}"))
-            .next(format!("try `ublk-front attach {volume} --frontend nbd` to see it alone")))
+        Err(
+            ToolError::refused(format!("volume {volume} could not be attached{log}")).next(
+                format!("try `ublk-front attach {volume} --frontend nbd` to see it alone"),
+            ),
+        )
     }
 
     /// For NBD clients.
@@ -184,7 +197,10 @@ impl Drop for NbdExport {
 /// The last lines of a child's log, each on a line of its own, ready to be put behind a message.
 pub(crate) fn tail_of(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..]
         .iter()
         .map(|line| format!("\n  | {line}"))

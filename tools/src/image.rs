@@ -28,7 +28,10 @@ pub(crate) struct ImageInfo {
 /// Looks at an image; `format` is found out from the file if not given.
 pub(crate) fn info(qemu_img: &Path, file: &Path, format: Option<ImageFormat>) -> Result<ImageInfo> {
     if !file.is_file() {
-        return Err(ToolError::not_found(format!("{} is no file", file.display())));
+        return Err(ToolError::not_found(format!(
+            "{} is no file",
+            file.display()
+        )));
     }
     let mut command = Command::new(qemu_img);
     command.args(["info", "--output=json"]);
@@ -47,9 +50,8 @@ pub(crate) fn info(qemu_img: &Path, file: &Path, format: Option<ImageFormat>) ->
             String::from_utf8_lossy(&output.stderr).trim()
         )));
     }
-    parse_info(&output.stdout).ok_or_else(|| {
-        ToolError::refused(format!("qemu-img tells no size of {}", file.display()))
-    })
+    parse_info(&output.stdout)
+        .ok_or_else(|| ToolError::refused(format!("qemu-img tells no size of {}", file.display())))
 }
 
 fn parse_info(json: &[u8]) -> Option<ImageInfo> {
@@ -94,7 +96,10 @@ pub(crate) fn convert(
     if status.success() {
         return Ok(());
     }
-    Err(ToolError::refused(format!("qemu-img convert failed ({status}){}", tail_of(log))))
+    Err(ToolError::refused(format!(
+        "qemu-img convert failed ({status}){}",
+        tail_of(log)
+    )))
 }
 
 /// qemu-img writes `    (12.34/100%)` and a carriage return, again and again.
@@ -120,7 +125,10 @@ mod tests {
     #[test]
     fn info_is_read() {
         let json = br#"{"virtual-size": 1048576, "filename": "x", "format": "qcow2"}"#;
-        let info = ImageInfo { format: "qcow2".into(), size_bytes: 1 << 20 };
+        let info = ImageInfo {
+            format: "qcow2".into(),
+            size_bytes: 1 << 20,
+        };
         assert_eq!(parse_info(json), Some(info));
         assert_eq!(parse_info(b"{}"), None);
         assert_eq!(parse_info(b"junk"), None);

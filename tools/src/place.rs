@@ -25,7 +25,9 @@ impl FromStr for PlaceArg {
             return Err(form());
         }
         if copies == 0 {
-            return Err(format!("site {site:?} with 0 copies; leave it out, or give at least 1"));
+            return Err(format!(
+                "site {site:?} with 0 copies; leave it out, or give at least 1"
+            ));
         }
         Ok(Self(PlaceRule {
             site: site.into(),
@@ -42,7 +44,10 @@ impl fmt::Display for PlaceArg {
 
 /// The placement as it is typed.
 pub(crate) fn place_text(place: &[PlaceRule]) -> String {
-    let list: Vec<String> = place.iter().map(|rule| format!("{}:{}", rule.site, rule.copies)).collect();
+    let list: Vec<String> = place
+        .iter()
+        .map(|rule| format!("{}:{}", rule.site, rule.copies))
+        .collect();
     list.join(",")
 }
 
@@ -57,7 +62,10 @@ pub(crate) enum PlaceError {
     TooManyCopies { copies: usize },
     #[error("no node belongs to site {site:?}; sites are: {}", known.join(", "))]
     UnknownSite { site: String, known: Vec<String> },
-    #[error("site {site} has {usable} usable nodes, {copies} copies need {copies}{}", reasons(unusable))]
+    #[error(
+        "site {site} has {usable} usable nodes, {copies} copies need {copies}{}",
+        reasons(unusable)
+    )]
     TooFewNodes {
         site: String,
         copies: usize,
@@ -78,7 +86,10 @@ pub(crate) enum PlaceError {
 }
 
 fn reasons(unusable: &[(String, &'static str)]) -> String {
-    let list: Vec<String> = unusable.iter().map(|(node, why)| format!("{node} is {why}")).collect();
+    let list: Vec<String> = unusable
+        .iter()
+        .map(|(node, why)| format!("{node} is {why}"))
+        .collect();
     if list.is_empty() {
         String::new()
     } else {
@@ -111,7 +122,10 @@ pub(crate) fn choose(place: &[PlaceRule], nodes: &[NodeState]) -> Result<Vec<Cho
         if choices.iter().any(|choice| choice.rule.site == rule.site) {
             return Err(PlaceError::SiteTwice(rule.site.clone()));
         }
-        let here: Vec<&NodeState> = nodes.iter().filter(|node| node.record.site == rule.site).collect();
+        let here: Vec<&NodeState> = nodes
+            .iter()
+            .filter(|node| node.record.site == rule.site)
+            .collect();
         if here.is_empty() {
             return Err(PlaceError::UnknownSite {
                 site: rule.site.clone(),
@@ -122,7 +136,11 @@ pub(crate) fn choose(place: &[PlaceRule], nodes: &[NodeState]) -> Result<Vec<Cho
         let mut unusable = Vec::new();
         for node in here {
             match usable(node) {
-                Ok(bytes) => free.push((std::cmp::Reverse(bytes), &node.record.name, node.record.node)),
+                Ok(bytes) => free.push((
+                    std::cmp::Reverse(bytes),
+                    &node.record.name,
+                    node.record.node,
+                )),
                 Err(why) => unusable.push((node.record.name.clone(), why)),
             }
         }
@@ -190,12 +208,23 @@ pub(crate) fn explicit(
 
 fn agree(place: &[PlaceRule], choices: &[Choice]) -> Result<(), PlaceError> {
     let asked = |site: &str| -> usize {
-        place.iter().filter(|rule| rule.site == site).map(|rule| usize::from(rule.copies)).sum()
+        place
+            .iter()
+            .filter(|rule| rule.site == site)
+            .map(|rule| usize::from(rule.copies))
+            .sum()
     };
     let given = |site: &str| -> usize {
-        choices.iter().filter(|choice| choice.rule.site == site).map(|choice| choice.nodes.len()).sum()
+        choices
+            .iter()
+            .filter(|choice| choice.rule.site == site)
+            .map(|choice| choice.nodes.len())
+            .sum()
     };
-    let sites = place.iter().map(|rule| &rule.site).chain(choices.iter().map(|choice| &choice.rule.site));
+    let sites = place
+        .iter()
+        .map(|rule| &rule.site)
+        .chain(choices.iter().map(|choice| &choice.rule.site));
     for site in sites {
         if asked(site) != given(site) {
             return Err(PlaceError::Mismatch {
@@ -263,15 +292,27 @@ mod tests {
 
     #[test]
     fn the_emptiest_nodes_of_each_site_are_chosen() {
-        let nodes = [node(1, 0, Some(500), false), node(2, 0, Some(10), false), node(3, 1, Some(0), false), node(4, 0, Some(10), false)];
+        let nodes = [
+            node(1, 0, Some(500), false),
+            node(2, 0, Some(10), false),
+            node(3, 1, Some(0), false),
+            node(4, 0, Some(10), false),
+        ];
         let got = choose(&[rule(0, 2), rule(1, 1)], &nodes).unwrap();
-        assert_eq!(got[0].nodes, [NodeId([2; 16]), NodeId([4; 16]), NodeId([1; 16])]);
+        assert_eq!(
+            got[0].nodes,
+            [NodeId([2; 16]), NodeId([4; 16]), NodeId([1; 16])]
+        );
         assert_eq!(got[1].nodes, [NodeId([3; 16])]);
     }
 
     #[test]
     fn refusals_name_what_is_wrong() {
-        let nodes = [node(1, 0, None, false), node(2, 0, Some(10), true), node(3, 1, Some(0), false)];
+        let nodes = [
+            node(1, 0, None, false),
+            node(2, 0, Some(10), true),
+            node(3, 1, Some(0), false),
+        ];
         let text = |place: &[PlaceRule]| choose(place, &nodes).unwrap_err().to_string();
         assert_eq!(
             text(&[rule(0, 1)]),
@@ -284,11 +325,23 @@ mod tests {
             let names: Vec<String> = names.iter().map(|name| (*name).into()).collect();
             explicit(place, &names, &nodes).map_err(|error| error.to_string())
         };
-        assert!(by_name(&["n9"], &[]).unwrap_err().contains("nodes are: n1, n2, n3"));
+        assert!(
+            by_name(&["n9"], &[])
+                .unwrap_err()
+                .contains("nodes are: n1, n2, n3")
+        );
         assert!(by_name(&["n3", "n3"], &[]).unwrap_err().contains("twice"));
         assert_eq!(by_name(&["n1"], &[]).unwrap_err(), "node n1 is not alive");
-        assert!(by_name(&["n3"], &[rule(1, 2)]).unwrap_err().contains("--place asks for 2"));
-        assert!(by_name(&["n3"], &[rule(0, 1)]).unwrap_err().contains("site site-0"));
+        assert!(
+            by_name(&["n3"], &[rule(1, 2)])
+                .unwrap_err()
+                .contains("--place asks for 2")
+        );
+        assert!(
+            by_name(&["n3"], &[rule(0, 1)])
+                .unwrap_err()
+                .contains("site site-0")
+        );
         let by_uuid = by_name(&["03030303-0303-0303-0303-030303030303"], &[rule(1, 1)]).unwrap();
         assert_eq!(by_uuid[0].rule, rule(1, 1));
     }
@@ -296,7 +349,15 @@ mod tests {
     #[test]
     fn spellings_of_a_place() {
         assert_eq!("site-0:2".parse(), Ok(PlaceArg(rule(0, 2))));
-        for bad in ["site-a", "site-a:", ":2", "site-a:0", "site-a:-1", "site-a:300", ""] {
+        for bad in [
+            "site-a",
+            "site-a:",
+            ":2",
+            "site-a:0",
+            "site-a:-1",
+            "site-a:300",
+            "",
+        ] {
             assert!(bad.parse::<PlaceArg>().is_err(), "{bad}");
         }
     }

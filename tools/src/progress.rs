@@ -23,6 +23,10 @@ impl Progress {
         self.0.set_position(done);
     }
 
+    pub(crate) fn advance(&self) {
+        self.0.inc(1);
+    }
+
     pub(crate) fn message(&self, what: &str) {
         self.0.set_message(what.to_owned());
     }

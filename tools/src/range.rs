@@ -50,11 +50,20 @@ impl FromStr for RangeArg {
             return Ok(Self::Chunks { first, last });
         }
         let (start, end) = text.split_once('-').ok_or_else(form)?;
-        let size = |s: &str| s.parse::<ByteSize>().map_err(|error| format!("in range {text:?}: {error}"));
+        let size = |s: &str| {
+            s.parse::<ByteSize>()
+                .map_err(|error| format!("in range {text:?}: {error}"))
+        };
         let start = size(start)?;
-        let end = if end.trim().is_empty() { None } else { Some(size(end)?) };
+        let end = if end.trim().is_empty() {
+            None
+        } else {
+            Some(size(end)?)
+        };
         if end.is_some_and(|end| end <= start) {
-            return Err(format!("range {text:?} is empty: it ends where it starts or before"));
+            return Err(format!(
+                "range {text:?} is empty: it ends where it starts or before"
+            ));
         }
         Ok(Self::Bytes { start, end })
     }
@@ -65,10 +74,19 @@ impl fmt::Display for RangeArg {
         match self {
             Self::All => f.write_str("all"),
             Self::Bytes { start, end: None } => write!(f, "{start}-"),
-            Self::Bytes { start, end: Some(end) } => write!(f, "{start}-{end}"),
+            Self::Bytes {
+                start,
+                end: Some(end),
+            } => write!(f, "{start}-{end}"),
             Self::Chunks { first, last: None } => write!(f, "chunks:{first}-"),
-            Self::Chunks { first, last: Some(last) } if last == first => write!(f, "chunks:{first}"),
-            Self::Chunks { first, last: Some(last) } => write!(f, "chunks:{first}-{last}"),
+            Self::Chunks {
+                first,
+                last: Some(last),
+            } if last == first => write!(f, "chunks:{first}"),
+            Self::Chunks {
+                first,
+                last: Some(last),
+            } => write!(f, "chunks:{first}-{last}"),
         }
     }
 }
@@ -78,7 +96,10 @@ impl RangeArg {
     /// chunk bounds (a chunk is the smallest thing that has a place of its own); the end of the
     /// volume counts as one.
     pub(crate) fn resolve(self, size_bytes: u64, chunk_bytes: u64) -> Result<ChunkRange> {
-        assert!(size_bytes > 0 && chunk_bytes > 0, "volume of {size_bytes}, chunks of {chunk_bytes}");
+        assert!(
+            size_bytes > 0 && chunk_bytes > 0,
+            "volume of {size_bytes}, chunks of {chunk_bytes}"
+        );
         let count = u32::try_from(size_bytes.div_ceil(chunk_bytes))
             .map_err(|_| ToolError::refused("the volume has more chunks than a map can hold"))?;
         let (first, last) = match self {
@@ -94,7 +115,10 @@ impl RangeArg {
                     self.aligned(end, chunk_bytes)?;
                 }
                 let chunk = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-                (chunk(start.0 / chunk_bytes), chunk(end.div_ceil(chunk_bytes) - 1))
+                (
+                    chunk(start.0 / chunk_bytes),
+                    chunk(end.div_ceil(chunk_bytes) - 1),
+                )
             }
         };
         if first >= count || last >= count {
@@ -107,7 +131,9 @@ impl RangeArg {
     }
 
     fn beyond(self, where_it_ends: String) -> ToolError {
-        ToolError::usage(format!("range {self} goes beyond the volume: {where_it_ends}"))
+        ToolError::usage(format!(
+            "range {self} goes beyond the volume: {where_it_ends}"
+        ))
     }
 
     fn aligned(self, at: u64, chunk_bytes: u64) -> Result<()> {

@@ -70,7 +70,11 @@ pub(crate) fn table(columns: &[(&str, Align)], rows: Vec<Vec<String>>) -> String
             Align::Right => CellAlignment::Right,
         });
     }
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    table
+        .lines()
+        .map(|line| line.trim_end().to_owned())
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// `name: value` lines with the values under each other.
@@ -91,13 +95,19 @@ mod tests {
     fn tables_are_plain_columns() {
         let text = table(
             &[("name", Align::Left), ("size", Align::Right)],
-            vec![vec!["a".into(), "10GiB".into()], vec!["longer".into(), "1B".into()]],
+            vec![
+                vec!["a".into(), "10GiB".into()],
+                vec!["longer".into(), "1B".into()],
+            ],
         );
         assert_eq!(text, "NAME     SIZE\na       10GiB\nlonger     1B");
     }
 
     #[test]
     fn fields_line_up() {
-        assert_eq!(fields(&[("a", "1".into()), ("long", "2".into())]), "a     1\nlong  2");
+        assert_eq!(
+            fields(&[("a", "1".into()), ("long", "2".into())]),
+            "a     1\nlong  2"
+        );
     }
 }

@@ -24,7 +24,9 @@ pub(crate) struct ByteSize(pub(crate) u64);
 pub(crate) enum SizeError {
     #[error("{0:?} is no size; write for example 10GiB, 512MiB or 4096 (bytes)")]
     Malformed(String),
-    #[error("unit {unit:?} is ambiguous; write {number}{binary} (units are B, KiB, MiB, GiB, TiB, PiB)")]
+    #[error(
+        "unit {unit:?} is ambiguous; write {number}{binary} (units are B, KiB, MiB, GiB, TiB, PiB)"
+    )]
     DecimalUnit {
         number: String,
         unit: String,
@@ -83,7 +85,10 @@ fn unit_bytes(number: &str, unit: &str) -> Result<u64, SizeError> {
     if unit.is_empty() {
         return Ok(1);
     }
-    if let Some((_, bytes)) = UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)) {
+    if let Some((_, bytes)) = UNITS
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case(unit))
+    {
         return Ok(*bytes);
     }
     // K, KB, k, kB ... : tell which unit is probably meant.
@@ -197,7 +202,11 @@ mod tests {
     #[test]
     fn refused_spellings_say_what_to_write() {
         let message = |text: &str| text.parse::<ByteSize>().unwrap_err().to_string();
-        assert!(message("10GB").contains("write 10GiB"), "{}", message("10GB"));
+        assert!(
+            message("10GB").contains("write 10GiB"),
+            "{}",
+            message("10GB")
+        );
         assert!(message("10g").contains("write 10GiB"));
         assert!(message("10parsec").contains("unknown unit"));
         assert!(message("").contains("no size"));
@@ -220,9 +229,24 @@ mod tests {
             ByteSize(10_000).check("size", unit, max).unwrap_err(),
             "size 10000B is not a multiple of 4KiB; the nearest are 8KiB and 12KiB"
         );
-        assert!(ByteSize(1).check("size", unit, max).unwrap_err().ends_with("nearest are 4KiB"));
-        assert!(ByteSize(0).check("size", unit, max).unwrap_err().contains("smallest"));
-        assert!(ByteSize(u64::MAX).check("size", unit, max).unwrap_err().contains("largest"));
+        assert!(
+            ByteSize(1)
+                .check("size", unit, max)
+                .unwrap_err()
+                .ends_with("nearest are 4KiB")
+        );
+        assert!(
+            ByteSize(0)
+                .check("size", unit, max)
+                .unwrap_err()
+                .contains("smallest")
+        );
+        assert!(
+            ByteSize(u64::MAX)
+                .check("size", unit, max)
+                .unwrap_err()
+                .contains("largest")
+        );
     }
 
     proptest! {

@@ -4,5 +4,6 @@
 //! queue threads or on NBD connections, with the sockets to the nodes on the same ring.
 
 pub mod core;
+pub mod nbd;
 #[cfg(feature = "shell")]
 pub mod shell;

@@ -31,6 +31,9 @@ use crate::limits::{
 use crate::status::Status;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+#[allow(clippy::cast_possible_truncation)] // 64
+const WIRE_UNIT_BYTES_U32: u32 = WIRE_UNIT_BYTES as u32;
+
 /// First two bytes of every frame.
 pub const MAGIC: [u8; 2] = *b"UK";
 /// The protocol version that this code speaks.
@@ -376,7 +379,7 @@ impl Header {
                 Ok(())
             }
         };
-        let aux_bytes = u32::from(raw.aux_units.get()) * WIRE_UNIT_BYTES as u32;
+        let aux_bytes = u32::from(raw.aux_units.get()) * WIRE_UNIT_BYTES_U32;
         check("auxiliary section", aux_bytes.into(), AUX_BYTES_MAX as u64)?;
         if flags.has(Flags::DATA) {
             check(

@@ -42,7 +42,7 @@ pub const SHARDS_MAX: usize = 256;
 pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 
 const _: () = assert!(SLOT_BYTES.is_multiple_of(SECTOR_BYTES));
-const _: () = assert!(CHUNK_BYTES_MIN as usize == SLOT_BYTES);
+const _: () = assert!(CHUNK_BYTES_MIN == SLOT_BYTES as u64);
 const _: () = assert!(CHUNK_BYTES_MAX / SECTOR_BYTES as u64 <= u16::MAX as u64);
 const _: () = assert!(AUX_BYTES_MAX.is_multiple_of(WIRE_UNIT_BYTES));
 const _: () = assert!(AUX_BYTES_MAX / WIRE_UNIT_BYTES <= u16::MAX as usize);

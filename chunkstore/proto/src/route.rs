@@ -13,7 +13,7 @@ pub fn shard_of(volume: VolumeId, chunk: ChunkIndex, shard_count: u16) -> ShardI
     low.copy_from_slice(&volume.0[8..]);
     let mixed = (u64::from_le_bytes(low) ^ u64::from(chunk.0)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     #[allow(clippy::cast_possible_truncation)] // below shard_count
-    let shard = ((mixed >> 32) * u64::from(shard_count) >> 32) as u16;
+    let shard = (((mixed >> 32) * u64::from(shard_count)) >> 32) as u16;
     ShardIndex(shard)
 }
 

@@ -47,12 +47,29 @@ pub struct FailPlan {
     pub persistent: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Progress {
+    InFlight,
+    Completed,
+    /// Reported as failed; may have reached the medium in part.
+    Failed,
+}
+
 #[derive(Debug, Clone)]
 struct Write {
     serial: u64,
     position: u64,
-    sectors: Vec<Sector>,
-    completed: bool,
+    /// `None`: superseded by a later write that is durable.
+    sectors: Vec<Option<Sector>>,
+    progress: Progress,
+}
+
+impl Write {
+    fn sectors(&self) -> impl Iterator<Item = (u64, &Sector)> {
+        (self.position / BLOCK..)
+            .zip(&self.sectors)
+            .filter_map(|(sector, content)| Some((sector, content.as_ref()?)))
+    }
 }
 
 /// A submitted operation.
@@ -173,38 +190,65 @@ impl MemDisk {
             .map(|chunk| {
                 let mut sector = [0; BLOCK_BYTES];
                 sector.copy_from_slice(chunk);
-                Rc::new(sector)
+                Some(Rc::new(sector))
             })
             .collect();
-        let write = Write { serial: self.serial, position, sectors, completed: false };
+        let write =
+            Write { serial: self.serial, position, sectors, progress: Progress::InFlight };
         self.volatile.insert(self.serial, write);
         self.serial
     }
 
     fn complete_write(&mut self, serial: u64) {
         let write = self.volatile.get_mut(&serial).expect("submitted");
-        write.completed = true;
-        for (sector, content) in (write.position / BLOCK..).zip(&write.sectors) {
+        write.progress = Progress::Completed;
+        for (sector, content) in write.sectors() {
             self.cached.insert(sector, content.clone());
+        }
+        self.supersede(serial, &[Progress::Failed]);
+    }
+
+    /// Sectors of `serial` can no longer be overtaken by older writes of the given kinds.
+    fn supersede(&mut self, serial: u64, kinds: &[Progress]) {
+        if self.volatile.range(..serial).next().is_none() {
+            return;
+        }
+        let write = &self.volatile[&serial];
+        let (from, to) = (write.position / BLOCK, write.position / BLOCK + write.sectors.len() as u64);
+        for (_, older) in self.volatile.range_mut(..serial) {
+            if kinds.contains(&older.progress) {
+                let first = older.position / BLOCK;
+                for (sector, content) in (first..).zip(&mut older.sectors) {
+                    if (from..to).contains(&sector) {
+                        *content = None;
+                    }
+                }
+            }
         }
     }
 
     fn harden(&mut self, serial: u64) {
-        let Some(write) = self.volatile.remove(&serial) else {
+        if !self.volatile.contains_key(&serial) {
             return;
-        };
-        assert!(write.completed, "only completed writes become durable");
-        for (sector, content) in (write.position / BLOCK..).zip(write.sectors) {
+        }
+        self.supersede(serial, &[Progress::Failed, Progress::Completed]);
+        let write = self.volatile.remove(&serial).expect("looked up above");
+        assert_eq!(write.progress, Progress::Completed, "only completed writes become durable");
+        for (sector, content) in write.sectors() {
             // A later completed write of the same sector may still be volatile: reads keep seeing it.
-            if self.cached.get(&sector).is_some_and(|seen| Rc::ptr_eq(seen, &content)) {
+            if self.cached.get(&sector).is_some_and(|seen| Rc::ptr_eq(seen, content)) {
                 self.cached.remove(&sector);
             }
-            self.durable.insert(sector, content);
+            self.durable.insert(sector, content.clone());
         }
     }
 
     fn completed_writes(&self) -> Vec<u64> {
-        self.volatile.values().filter(|write| write.completed).map(|write| write.serial).collect()
+        self.volatile
+            .values()
+            .filter(|write| write.progress == Progress::Completed)
+            .map(|write| write.serial)
+            .collect()
     }
 
     /// Give an operation to the device. Nothing happens until [`MemDisk::complete`].
@@ -270,7 +314,10 @@ impl MemDisk {
                     }
                     (io, DiskResult::Done)
                 }
-                Err(errno) => (io, DiskResult::Failed(errno)),
+                Err(errno) => {
+                    self.fail_write(serial);
+                    (io, DiskResult::Failed(errno))
+                }
             },
             Submitted::Sync { io, covers } => match fails {
                 Ok(()) => {
@@ -283,16 +330,20 @@ impl MemDisk {
         }
     }
 
+    fn fail_write(&mut self, serial: u64) {
+        self.volatile.get_mut(&serial).expect("submitted").progress = Progress::Failed;
+    }
+
     /// Sectors of volatile writes, in order of submission: what a cut would ask about.
     #[must_use]
     pub fn volatile_sectors(&self) -> Vec<Pending> {
         self.volatile
             .values()
             .flat_map(|write| {
-                (0..write.sectors.len() as u64).map(|sector| Pending {
+                write.sectors().map(|(sector, _)| Pending {
                     write: write.serial,
-                    position: write.position + sector * BLOCK,
-                    completed: write.completed,
+                    position: sector * BLOCK,
+                    completed: write.progress == Progress::Completed,
                 })
             })
             .collect()
@@ -304,16 +355,15 @@ impl MemDisk {
         self.submitted.clear();
         self.cached.clear();
         for (serial, write) in std::mem::take(&mut self.volatile) {
-            for (sector, content) in (write.position / BLOCK..).zip(write.sectors) {
-                let pending =
-                    Pending { write: serial, position: sector * BLOCK, completed: write.completed };
-                match choose(pending) {
+            let completed = write.progress == Progress::Completed;
+            for (sector, content) in write.sectors() {
+                match choose(Pending { write: serial, position: sector * BLOCK, completed }) {
                     Fate::Old => {}
                     Fate::New => {
-                        self.durable.insert(sector, content);
+                        self.durable.insert(sector, content.clone());
                     }
                     Fate::Trash => {
-                        let mut noise = *content;
+                        let mut noise = **content;
                         noise.iter_mut().step_by(7).for_each(|byte| *byte ^= 0xa5);
                         self.durable.insert(sector, Rc::new(noise));
                     }
@@ -335,7 +385,7 @@ impl MemDisk {
             }
         }
         // Writes that failed earlier are neither submitted nor completed: they never happened.
-        self.volatile.retain(|_, write| write.completed);
+        self.volatile.retain(|_, write| write.progress == Progress::Completed);
     }
 
     /// Damage a sector at rest: flips bits of what is there.
@@ -386,8 +436,13 @@ impl Disk for MemDisk {
 
     fn write(&mut self, position: u64, data: &[u8]) -> Result<(), DiskError> {
         let serial = self.begin_write(position, data);
-        self.call()?;
-        self.complete_write(serial);
+        match self.call() {
+            Ok(()) => self.complete_write(serial),
+            Err(error) => {
+                self.fail_write(serial);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 

@@ -8,7 +8,11 @@
 pub mod api;
 mod codec;
 pub mod format;
+mod hole;
 pub mod layout;
+mod log;
 pub mod mem;
+mod page;
+mod record;
 pub mod store;
 mod superblock;

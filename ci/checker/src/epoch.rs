@@ -61,10 +61,15 @@ pub(crate) fn check_sector(
     for (index, bound) in bounds.windows(2).enumerate() {
         let (begin, end) = (bound[0], bound[1]);
         let mut part = cut_out(accesses, begin, end);
-        let initial = resolve_initial(&part, &candidates, index > 0)?;
-        if let (Initial::Value(survivor), Some((zones, previous))) = (initial, &before) {
+        let survivor = read_initial(&part, &candidates, index > 0)?;
+        if let Some((zones, previous)) = &before {
             excuse_crossing(survivor, zones, previous, &mut part, &mut maybe_done);
         }
+        let initial = match survivor {
+            Some(value) => Initial::Value(value),
+            None if candidates.contains(&0) => Initial::Value(0),
+            None => Initial::Opaque,
+        };
         let (zones, was_undecided) = check_part(initial, begin, &part)?;
         undecided += u64::from(was_undecided);
         if end != NEVER {
@@ -100,34 +105,35 @@ fn cut_out(accesses: &[Access], begin: u64, end: u64) -> Vec<Access> {
 }
 
 /// A write open across a cut need not take effect after it if it can have done so before it, ordered
-/// before the value that survived.
+/// before the value that survived (whatever it is, if nobody read it).
 fn excuse_crossing(
-    survivor: u64,
+    survivor: Option<u64>,
     zones: &Zones,
     previous: &[Access],
     part: &mut [Access],
     maybe_done: &mut BTreeSet<u64>,
 ) {
-    let zone_of = |value: u64, write: Option<&Access>| {
-        let zone = zones.iter().find(|zone| zone.value == value).copied();
-        zone.or_else(|| write.map(|write| Zone::of_write(*write)))
-    };
     let crossing: Vec<&Access> = previous
         .iter()
         .filter(|old| old.is_write && part.iter().any(|new| new.is_write && new.op == old.op))
         .collect();
-    let survivor_write = previous.iter().find(|a| a.is_write && a.value == survivor);
+    let zone_of = |value: u64| {
+        let zone = zones.iter().find(|zone| zone.value == value).copied();
+        let write = || previous.iter().find(|a| a.is_write && a.value == value);
+        zone.or_else(|| write().map(|write| Zone::of_write(*write)))
+    };
     let has_zero_writes = previous.iter().any(|a| a.is_write && a.value == 0);
     for old in crossing {
-        // If zero has several writes, any of them may be the one.
-        let may_precede = (survivor == 0 && has_zero_writes)
-            || match (
-                zone_of(survivor, survivor_write),
-                zone_of(old.value, Some(old)),
-            ) {
-                (Some(survivor), Some(zone)) => zones.last(&survivor) >= zones.first(&zone),
-                _ => false,
-            };
+        let may_precede = match survivor {
+            None => true,
+            // Any of them may be the one.
+            Some(0) if has_zero_writes => true,
+            Some(survivor) => {
+                let zone = zone_of(old.value).filter(|_| old.value != 0);
+                let first = zones.first(&zone.unwrap_or(Zone::of_write(*old)));
+                zone_of(survivor).is_some_and(|survivor| zones.last(&survivor) >= first)
+            }
+        };
         if may_precede {
             maybe_done.insert(old.op);
         }
@@ -137,11 +143,12 @@ fn excuse_crossing(
     }
 }
 
-fn resolve_initial(
+/// The value that the part starts with, if anyone read it.
+fn read_initial(
     part: &[Access],
     candidates: &BTreeSet<u64>,
     after_cut: bool,
-) -> Result<Initial, Fault> {
+) -> Result<Option<u64>, Fault> {
     let written: BTreeSet<u64> = part
         .iter()
         .filter(|a| a.is_write)
@@ -187,11 +194,7 @@ fn resolve_initial(
             _ => found = Some(*read),
         }
     }
-    Ok(match found {
-        Some(read) => Initial::Value(read.value),
-        None if candidates.contains(&0) => Initial::Value(0),
-        None => Initial::Opaque,
-    })
+    Ok(found.map(|read| read.value))
 }
 
 fn check_part(initial: Initial, begin: u64, part: &[Access]) -> Result<(Zones, bool), Fault> {

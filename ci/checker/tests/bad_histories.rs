@@ -1,5 +1,6 @@
 //! Hand-made histories: each bad one is rejected with an explanation that names sector, writes and
 //! reads; its good neighbour is accepted.
+#![allow(clippy::unwrap_used)] // in a test a panic is the report
 
 use ukai_checker::{Event, History, HistoryError, Kind, Mode, Report, SectorValue, ViolationKind};
 

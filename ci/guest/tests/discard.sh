@@ -17,7 +17,7 @@ expect() { # OFFSET_MIB LENGTH_MIB CHARACTER
 }
 pattern 64 | dd of="$device" bs=1M oflag=direct iflag=fullblock status=none
 sync "$device"
-before=$(node_used)
+before=$(node_used disk)
 blkdiscard -o $((8 << 20)) -l $((32 << 20)) "$device"
 expect 8 32 '\0'
 expect 0 8 x
@@ -32,7 +32,7 @@ dd if="$device" bs=4096 skip=$((50 * 256)) count=5 iflag=direct status=none |
 	cmp - <(head -c 4096 /dev/zero | tr '\0' x; head -c 12288 /dev/zero; head -c 4096 /dev/zero | tr '\0' x) ||
 	die "a partial zeroing touched its neighbours"
 sync "$device"
-after=$(node_used)
+after=$(node_used disk)
 [ "$after" -le $((before - (30 << 20) * 2)) ] || die "discard of 32 MiB freed too little: $before to $after bytes in use"
 say "discard freed $(((before - after) >> 20)) MiB over both copies"
 
@@ -40,13 +40,13 @@ mkfs.ext4 -q "$device"
 mount "$device" /mnt/disk
 pattern 64 >/mnt/disk/big
 sync
-full=$(node_used)
+full=$(node_used disk)
 rm /mnt/disk/big
 sync
 fstrim /mnt/disk
 umount /mnt/disk
 sync "$device"
-trimmed=$(node_used)
+trimmed=$(node_used disk)
 [ "$trimmed" -le $((full - (48 << 20) * 2)) ] || die "fstrim freed too little: $full to $trimmed"
 e2fsck -fn "$device" >/dev/null
 say "fstrim freed $(((full - trimmed) >> 20)) MiB"

@@ -14,7 +14,7 @@ for round in 1 2 3; do
 	fio --name=dies --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k --iodepth=32 --offset=64m --size=32m \
 		--time_based --runtime=600 >"$scratch/log/dies" 2>&1 &
 	load=$!
-	more_load 1000 "before kill $round"
+	more_load disk 1000 "before kill $round"
 	front_kill disk
 	wait_until 30 "fio to notice" is_gone $load || die "the client hangs after the front's death"
 	wait $load 2>/dev/null && die "fio did not notice the front's death"

@@ -24,3 +24,13 @@ attach() {
 }
 
 read_all() { nbdcopy "$uri" -; }
+
+# written: guest writes that the front has completed
+written() { tools --json stats "$1" | json - 'd["front"]["write"]["count"]'; }
+wrote_past() { [ "$(written "$1")" -gt "$2" ]; }
+
+# more_load VOLUME WRITES WHEN: waits until so many more have been completed
+more_load() {
+	local goal=$(($(written "$1") + $2))
+	wait_until 60 "$2 more writes $3" wrote_past "$1" $goal || die "the load stands still $3"
+}

@@ -8,14 +8,14 @@ volume_create disk 256MiB
 attach disk
 load_start --ioengine=nbd --uri="$uri" --size=64m
 for node in b1 a1; do
-	more_load 2000 "before the kill of $node"
+	more_load disk 2000 "before the kill of $node"
 	node_kill $node
-	more_load 2000 "without $node"
+	more_load disk 2000 "without $node"
 	node_start $node
 	wait_in_sync disk 120
 	say "$node killed, restarted and in sync again, under load"
 done
-more_load 2000 "in the end"
+more_load disk 2000 "in the end"
 load_stop
 front_detach disk
 equal_from_each_node disk a1 b1

@@ -3,9 +3,10 @@
 use super::{MapUpdate, TransitionError, finish};
 use crate::map::{VolumeMap, chunk_range, shard_base, shard_pieces};
 use crate::record::{NodeHealth, ReplicaState};
-use crate::sets::{Interner, ReplicaList, SetIndex};
+use crate::sets::{Interner, ReplicaList, SETS_MAX, SetIndex};
 use crate::shard::Shard;
 use std::collections::HashMap;
+use std::ops::Range;
 use ukai_proto::message::ChunkRange;
 use ukai_proto::{ChunkIndex, NodeId};
 
@@ -150,12 +151,17 @@ impl Change {
 /// [`TransitionError::TooLarge`].
 pub fn apply(map: &VolumeMap, changes: &[Change]) -> Result<MapUpdate, TransitionError> {
     let mut next = map.clone();
+    let mut interner = Interner::new(&next.sets);
     let mut changed = false;
     for change in changes {
         if map.head.deleting && matches!(change, Change::AddLocation { .. }) {
             return Err(TransitionError::Deleting);
         }
-        changed |= apply_one(&mut next, change)?;
+        if next.sets.sets().len() > SETS_MAX / 2 && interner.is_tight() {
+            next.sets.collect_garbage();
+            interner = Interner::new(&next.sets);
+        }
+        changed |= apply_one(&mut next, &mut interner, change)?;
     }
     if !changed {
         return Err(TransitionError::NoChange);
@@ -163,7 +169,11 @@ pub fn apply(map: &VolumeMap, changes: &[Change]) -> Result<MapUpdate, Transitio
     finish(map, next)
 }
 
-fn apply_one(map: &mut VolumeMap, change: &Change) -> Result<bool, TransitionError> {
+fn apply_one(
+    map: &mut VolumeMap,
+    interner: &mut Interner,
+    change: &Change,
+) -> Result<bool, TransitionError> {
     let range = change.range();
     let end = range.start.0.checked_add(range.count);
     let Some(end) = end.filter(|end| range.count > 0 && *end <= map.chunk_count()) else {
@@ -172,7 +182,6 @@ fn apply_one(map: &mut VolumeMap, change: &Change) -> Result<bool, TransitionErr
             chunk_count: map.chunk_count(),
         });
     };
-    let mut interner = Interner::new(&map.sets);
     let mut known: HashMap<SetIndex, SetIndex> = HashMap::new();
     let mut changed = false;
     for (shard, positions) in shard_pieces(range.start.0..end) {
@@ -181,7 +190,8 @@ fn apply_one(map: &mut VolumeMap, change: &Change) -> Result<bool, TransitionErr
         let VolumeMap {
             head, sets, shards, ..
         } = &mut *map;
-        let edited = shards[shard].edited(len, positions, |set, run| {
+        let mut counts: Vec<(SetIndex, bool)> = Vec::new();
+        let decide = |set: SetIndex, run: Range<u32>| {
             if let Some(new) = known.get(&set) {
                 return Ok(*new);
             }
@@ -192,25 +202,19 @@ fn apply_one(map: &mut VolumeMap, change: &Change) -> Result<bool, TransitionErr
                 .map_err(|_| TransitionError::TooManySets)?;
             known.insert(set, new);
             Ok(new)
+        };
+        changed |= shards[shard].edit(len, positions, decide, |set, came| {
+            counts.push((set, came));
         })?;
-        if let Some(edited) = edited {
-            replace_shard(map, shard, edited);
-            changed = true;
+        for (set, came) in counts {
+            if came {
+                map.sets.add(set);
+            } else {
+                map.sets.release(set);
+            }
         }
     }
-    map.sets.collect_garbage();
     Ok(changed)
-}
-
-/// Swaps one shard and keeps the table's counts right.
-fn replace_shard(map: &mut VolumeMap, shard: usize, new: Shard) {
-    for set in new.references() {
-        map.sets.add(set);
-    }
-    let old = std::mem::replace(&mut map.shards[shard], new);
-    for set in old.references() {
-        map.sets.release(set);
-    }
 }
 
 impl VolumeMap {

@@ -56,7 +56,10 @@ pub(super) fn plan(
             .next("choose another name, or delete it first: `ukai-tools volume delete`"));
     }
     warn_if_full(size, &choices, &all_nodes);
-    let (place, nodes) = choices.into_iter().map(|choice| (choice.rule, choice.nodes)).unzip();
+    let (place, nodes) = choices
+        .into_iter()
+        .map(|choice| (choice.rule, choice.nodes))
+        .unzip();
     Ok(Plan {
         new: NewVolume {
             volume: VolumeId(context.random_id()?),
@@ -86,7 +89,8 @@ impl Plan {
 }
 
 fn check_size(size: ByteSize) -> Result<()> {
-    size.check("size", SECTOR, ByteSize(VOLUME_BYTES_MAX)).map_err(ToolError::usage)
+    size.check("size", SECTOR, ByteSize(VOLUME_BYTES_MAX))
+        .map_err(ToolError::usage)
 }
 
 fn check_chunk(chunk: ByteSize) -> Result<()> {
@@ -149,7 +153,11 @@ fn warn_if_full(size: ByteSize, choices: &[Choice], nodes: &[NodeState]) {
 
 fn report(context: &Context, map: &VolumeMap, nodes: &[NodeState], done: &str) -> Result<()> {
     let names = context.names_of(nodes);
-    let on: Vec<String> = map.nodes().into_iter().map(|node| names.name_and_site(node)).collect();
+    let on: Vec<String> = map
+        .nodes()
+        .into_iter()
+        .map(|node| names.name_and_site(node))
+        .collect();
     let head = &map.head;
     let value = json!({
         "done": done,
@@ -191,9 +199,15 @@ pub(super) fn resize(context: &Context, args: &Resize) -> Result<()> {
     context.output.show(&value, || match &next {
         None => format!("volume {} has {} already", args.name.volume, args.size),
         Some(_) if args.dry_run => {
-            format!("would resize volume {} from {from} to {}", args.name.volume, args.size)
+            format!(
+                "would resize volume {} from {from} to {}",
+                args.name.volume, args.size
+            )
         }
-        Some(_) => format!("resized volume {} from {from} to {}", args.name.volume, args.size),
+        Some(_) => format!(
+            "resized volume {} from {from} to {}",
+            args.name.volume, args.size
+        ),
     });
     Ok(())
 }

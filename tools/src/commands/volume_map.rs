@@ -42,7 +42,8 @@ pub(super) fn map(context: &Context, args: &Map) -> Result<()> {
         }
     }
     for run in &mut runs {
-        run.replicas.sort_by_cached_key(|r| (names.site(r.node), names.name(r.node)));
+        run.replicas
+            .sort_by_cached_key(|r| (names.site(r.node), names.name(r.node)));
     }
     let value = json!({
         "volume": map.head.name, "id": map.head.volume, "generation": map.head.generation,
@@ -66,13 +67,21 @@ pub(super) fn map(context: &Context, args: &Map) -> Result<()> {
                     .map(|r| format!("{} {}", names.name_and_site(r.node), state_word(r.state)))
                     .collect();
                 vec![
-                    if run.count == 1 { run.first.to_string() } else { format!("{}-{last}", run.first) },
+                    if run.count == 1 {
+                        run.first.to_string()
+                    } else {
+                        format!("{}-{last}", run.first)
+                    },
                     format!("{}-{}", ByteSize(run.start), ByteSize(run.end)),
                     replicas.join(", "),
                 ]
             })
             .collect();
-        let columns = [("chunks", Align::Left), ("bytes", Align::Left), ("replicas", Align::Left)];
+        let columns = [
+            ("chunks", Align::Left),
+            ("bytes", Align::Left),
+            ("replicas", Align::Left),
+        ];
         table(&columns, rows)
     });
     Ok(())

@@ -27,11 +27,20 @@ pub(super) struct Condition {
 
 impl Condition {
     pub(super) fn of(map: &VolumeMap) -> Self {
-        let wanted: usize = map.head.place.iter().map(|rule| usize::from(rule.copies)).sum();
+        let wanted: usize = map
+            .head
+            .place
+            .iter()
+            .map(|rule| usize::from(rule.copies))
+            .sum();
         let mut out = Self::default();
         for (range, set) in map.runs() {
             let has = |state| map.set(set).iter().any(|replica| replica.state == state);
-            let in_sync = map.set(set).iter().filter(|r| r.state == ReplicaState::InSync).count();
+            let in_sync = map
+                .set(set)
+                .iter()
+                .filter(|r| r.state == ReplicaState::InSync)
+                .count();
             let add = |to: &mut u32, yes: bool| *to += if yes { range.count } else { 0 };
             add(&mut out.chunks, true);
             add(&mut out.degraded, in_sync < wanted);
@@ -60,7 +69,11 @@ impl Condition {
 }
 
 fn state_word(map: &VolumeMap) -> &'static str {
-    if map.head.deleting { "deleting" } else { Condition::of(map).word() }
+    if map.head.deleting {
+        "deleting"
+    } else {
+        Condition::of(map).word()
+    }
 }
 
 fn durability_word(durability: Durability) -> &'static str {
@@ -85,7 +98,11 @@ fn listed(context: &Context, name: &VolumeName) -> (Listed, Option<ToolError>) {
             (Some(map.head), state, None)
         }
         // Its chunks are gone, some of its records are not.
-        Err(CatalogError::Deleting(_)) => (catalog::load_head(store, name.volume).ok(), "deleting", None),
+        Err(CatalogError::Deleting(_)) => (
+            catalog::load_head(store, name.volume).ok(),
+            "deleting",
+            None,
+        ),
         Err(error) => {
             let error = ToolError::from(error).context(format_args!("volume {}", name.name));
             (None, "unreadable", Some(error))
@@ -98,7 +115,8 @@ fn listed(context: &Context, name: &VolumeName) -> (Listed, Option<ToolError>) {
 pub(super) fn list(context: &Context) -> Result<()> {
     context.cluster()?;
     let names = catalog::list_volumes(&*context.store)?;
-    let (volumes, errors): (Vec<_>, Vec<_>) = names.iter().map(|name| listed(context, name)).unzip();
+    let (volumes, errors): (Vec<_>, Vec<_>) =
+        names.iter().map(|name| listed(context, name)).unzip();
     let value: Vec<_> = volumes
         .iter()
         .map(|listed| {
@@ -124,7 +142,11 @@ pub(super) fn list(context: &Context) -> Result<()> {
                 show(|head| ByteSize(head.size_bytes).to_string()),
                 show(|head| ByteSize(head.chunk_bytes).to_string()),
                 show(|head| place_text(&head.place)),
-                show(|head| head.attach.as_ref().map_or("-".into(), |attach| attach.host.clone())),
+                show(|head| {
+                    head.attach
+                        .as_ref()
+                        .map_or("-".into(), |attach| attach.host.clone())
+                }),
                 listed.state.into(),
             ]
         };
@@ -166,17 +188,29 @@ pub(super) fn show(context: &Context, name: &str) -> Result<()> {
         let attached = match (&head.attach, &front) {
             (None, _) => "no".into(),
             (Some(attach), Some(front)) => {
-                format!("on {} as {} (process {})", attach.host, front.device, front.pid)
+                format!(
+                    "on {} as {} (process {})",
+                    attach.host, front.device, front.pid
+                )
             }
             (Some(attach), None) => {
-                format!("on {}, but its front does not answer (stopped, or cut off)", attach.host)
+                format!(
+                    "on {}, but its front does not answer (stopped, or cut off)",
+                    attach.host
+                )
             }
         };
         let mut lines = vec![
             ("name", head.name.clone()),
             ("id", head.volume.to_string()),
-            ("size", format!("{} ({} bytes)", ByteSize(head.size_bytes), head.size_bytes)),
-            ("chunks", format!("{} of {}", condition.chunks, ByteSize(head.chunk_bytes))),
+            (
+                "size",
+                format!("{} ({} bytes)", ByteSize(head.size_bytes), head.size_bytes),
+            ),
+            (
+                "chunks",
+                format!("{} of {}", condition.chunks, ByteSize(head.chunk_bytes)),
+            ),
             ("durability", durability_word(head.durability).into()),
             ("place", place_text(&head.place)),
             ("attached", attached),
@@ -223,7 +257,11 @@ fn per_node(map: &VolumeMap, names: &Names) -> Vec<Share> {
             ..Share::default()
         };
         for (range, set) in map.runs() {
-            let state = map.set(set).iter().find(|r| r.node == node).map(|r| r.state);
+            let state = map
+                .set(set)
+                .iter()
+                .find(|r| r.node == node)
+                .map(|r| r.state);
             match state {
                 Some(ReplicaState::InSync) => share.in_sync += range.count,
                 Some(ReplicaState::Joining) => share.joining += range.count,
@@ -252,7 +290,9 @@ fn per_node_table(shares: &[Share]) -> String {
                 count(share.joining),
                 count(share.stale),
                 count(share.leaving),
-                share.missed_since.map_or("-".into(), |g| format!("generation {g}")),
+                share
+                    .missed_since
+                    .map_or("-".into(), |g| format!("generation {g}")),
             ]
         })
         .collect();

@@ -19,6 +19,12 @@ impl Now {
     pub fn since(self, earlier: Now) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// A later reading.
+    #[must_use]
+    pub fn after(self, pause: Duration) -> Now {
+        Now(self.0.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX)))
+    }
 }
 
 /// One shard of one node, as lanes and control address it: the index into [`LaneConfig::peers`]

@@ -598,7 +598,7 @@ impl LaneCore {
                         node,
                         chunk,
                         sector: header.sector,
-                    }))
+                    }));
                 }
                 status => {
                     out.push(LaneAction::Report(LaneReport::ReplicaFailed {

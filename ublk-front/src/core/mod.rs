@@ -8,7 +8,13 @@
 pub mod api;
 pub mod config;
 pub mod control;
+#[cfg(test)]
+mod control_test;
+#[cfg(test)]
+mod fixture;
 pub mod lane;
+#[cfg(test)]
+mod lane_test;
 mod piece;
 pub mod seq;
 mod split;

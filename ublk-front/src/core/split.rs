@@ -5,20 +5,20 @@ use ukai_proto::{ChunkIndex, SectorInChunk};
 
 /// Part of a guest range inside one slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Part {
+pub(super) struct Part {
     /// Chunk.
-    pub chunk: ChunkIndex,
+    pub(super) chunk: ChunkIndex,
     /// First sector inside the chunk.
-    pub sector: SectorInChunk,
+    pub(super) sector: SectorInChunk,
     /// 1..=256.
-    pub count: u16,
+    pub(super) count: u16,
     /// Sectors of the guest range before this part.
-    pub skipped: u64,
+    pub(super) skipped: u64,
 }
 
 /// The part of `[sector, sector + count)` that starts `skipped` sectors in. `None` at its end.
 #[must_use]
-pub fn part_at(sector: u64, count: u64, skipped: u64, chunk_sectors: u32) -> Option<Part> {
+pub(super) fn part_at(sector: u64, count: u64, skipped: u64, chunk_sectors: u32) -> Option<Part> {
     if skipped >= count {
         return None;
     }

@@ -12,5 +12,6 @@ pub mod inbox;
 pub mod lane;
 pub mod outbox;
 pub mod peers;
+pub mod ublk;
 pub mod user_data;
 pub mod wake;

@@ -218,7 +218,7 @@ impl ControlCore {
                     format!("metadata: {error}; configuration changes wait"),
                     out,
                 );
-                self.meta_retry_at = Now(now.0 + self.config.retry.as_nanos() as u64);
+                self.meta_retry_at = now.after(self.config.retry);
                 self.reload_wanted = true;
                 let too_long = now.since(self.started) > self.config.attach_max;
                 if self.phase == Phase::Attaching && too_long {
@@ -305,7 +305,7 @@ impl ControlCore {
         seen.flaps = if soon { (seen.flaps + 1).min(6) } else { 0 };
         let pause = retry * (1 << seen.flaps);
         self.sync_retry_at
-            .insert(node, Now(now.0 + pause.as_nanos() as u64));
+            .insert(node, now.after(pause));
     }
 
     /// Health of every node that is not whole, for status.

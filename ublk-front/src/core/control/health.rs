@@ -92,7 +92,6 @@ impl ControlCore {
         let node = self.node_of(peer);
         let seen = self.seen.entry(node).or_default();
         seen.up.insert(peer, incarnation);
-        self.note_incarnation(now, peer, incarnation);
         self.update_down(now, node);
     }
 
@@ -116,23 +115,6 @@ impl ControlCore {
             seen.lanes_down.insert((lane, peer));
         }
         self.update_down(now, node);
-    }
-
-    /// A connection tells which run of the node is there.
-    pub(super) fn note_incarnation(&mut self, now: Now, peer: PeerIndex, incarnation: Incarnation) {
-        let node = self.node_of(peer);
-        let known = self.entry(node).and_then(|entry| entry.incarnation);
-        if known.is_some_and(|known| known != incarnation) {
-            self.seen
-                .entry(node)
-                .or_default()
-                .down_since
-                .get_or_insert(now);
-        }
-    }
-
-    fn entry(&self, node: NodeId) -> Option<&NodeEntry> {
-        self.nodes.iter().find(|entry| entry.node == node)
     }
 
     fn update_down(&mut self, now: Now, node: NodeId) {

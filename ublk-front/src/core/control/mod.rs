@@ -220,10 +220,8 @@ impl ControlCore {
     ) {
         match report {
             LaneReport::PeerDown { peer } => self.lane_peer(now, lane, peer, false),
-            LaneReport::PeerUp { peer, incarnation } => {
-                self.lane_peer(now, lane, peer, true);
-                self.note_incarnation(now, peer, incarnation);
-            }
+            // Which run it is, control sees on its own connections.
+            LaneReport::PeerUp { peer, .. } => self.lane_peer(now, lane, peer, true),
             LaneReport::ReplicaFailed { node, status } => {
                 self.note(
                     format!("node {} cannot take part: {status}", self.name(node)),

@@ -120,6 +120,7 @@ impl ControlCore {
         self.ask(now, peer, Opcode::Fence, edit, want, out);
     }
 
+    #[allow(clippy::too_many_arguments)] // one message, as it goes out
     pub(super) fn ask_pull(
         &mut self,
         now: Now,

@@ -402,7 +402,7 @@ impl ControlCore {
             sync.stage
         );
         self.note(text, out);
-        let at = Now(now.0 + self.config.retry.as_nanos() as u64);
+        let at = now.after(self.config.retry);
         self.sync_retry_at.insert(sync.node, at);
     }
 

@@ -23,7 +23,9 @@ impl QueueBuffers {
             let _ = buffer.mlock();
             buffer
         });
-        Self { buffers: buffers.collect() }
+        Self {
+            buffers: buffers.collect(),
+        }
     }
 
     /// For libublk.
@@ -35,7 +37,10 @@ impl QueueBuffers {
     pub(super) fn raw(&self, tag: GuestTag) -> (NonNull<u8>, usize) {
         let buffer = &self.buffers[tag.0 as usize];
         let start = NonNull::new(buffer.as_mut_ptr());
-        (start.unwrap_or_else(|| panic!("tag {} has no buffer", tag.0)), buffer.len())
+        (
+            start.unwrap_or_else(|| panic!("tag {} has no buffer", tag.0)),
+            buffer.len(),
+        )
     }
 }
 

@@ -71,7 +71,10 @@ pub(super) fn check(doing: &str, result: Result<i32, UblkError>) -> Result<(), D
         Ok(code) => io::Error::from_raw_os_error(-code),
         Err(error) => plain(error),
     };
-    Err(DeviceError::Refused { doing: doing.to_owned(), source })
+    Err(DeviceError::Refused {
+        doing: doing.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

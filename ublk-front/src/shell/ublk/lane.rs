@@ -43,7 +43,10 @@ impl Lane for LaneDriver {
     }
 
     fn completed(&mut self, user_data: u64, result: i32, buffers: &QueueBuffers) {
-        assert!(LaneDriver::owns(user_data), "completion {user_data:#x} is nobody's");
+        assert!(
+            LaneDriver::owns(user_data),
+            "completion {user_data:#x} is nobody's"
+        );
         LaneDriver::completed(self, user_data, result, buffers);
     }
 

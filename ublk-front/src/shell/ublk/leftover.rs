@@ -69,9 +69,13 @@ pub fn find(volume: VolumeId) -> Result<Option<Leftover>, DeviceError> {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let number = name.to_str().and_then(|name| name.strip_prefix("ublkc"));
-        let Some(id) = number.and_then(|number| number.parse::<i32>().ok()) else { continue };
+        let Some(id) = number.and_then(|number| number.parse::<i32>().ok()) else {
+            continue;
+        };
         // Removed since it was listed, or not ours to look at: not this volume's.
-        let Ok(control) = UblkCtrl::new_simple(id) else { continue };
+        let Ok(control) = UblkCtrl::new_simple(id) else {
+            continue;
+        };
         let info = control.dev_info();
         if info.ublksrv_flags == fingerprint(volume) {
             return Ok(Some(Leftover {
@@ -104,7 +108,9 @@ fn has_died(pid: i32) -> bool {
     }
     // SAFETY: no pointers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let Ok(fd) = i32::try_from(fd) else { return true };
+    let Ok(fd) = i32::try_from(fd) else {
+        return true;
+    };
     if fd < 0 {
         return io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH);
     }
@@ -113,23 +119,44 @@ fn has_died(pid: i32) -> bool {
     // Wait only for one that has been killed; one that lives is the usual mistake of attaching
     // twice, and is told at once.
     let timeout = if is_exiting(pid) { DEATH_WAIT_MS } else { 0 };
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
     // SAFETY: one valid pollfd.
     let ready = unsafe { libc::poll(&raw mut poll, 1, timeout) };
     ready > 0
 }
 
-/// Is a fatal signal on its way, or the process a zombie?
+/// Has it been killed, though it is not gone yet?
 fn is_exiting(pid: i32) -> bool {
+    // In this order: the signal is taken off the list shortly before the flag is set.
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    exits(&status)
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    is_killed(&status) || is_ending(&stat)
+}
+
+/// Reads `/proc/PID/stat`: does its flags word have PF_EXITING?
+fn is_ending(stat: &str) -> bool {
+    const PF_EXITING: u64 = 4;
+    // The name before the last parenthesis may hold anything; the flags are the 7th field after.
+    let fields = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace());
+    let flags = fields
+        .and_then(|mut fields| fields.nth(6))
+        .and_then(|word| word.parse().ok());
+    flags.is_none_or(|flags: u64| flags & PF_EXITING != 0)
 }
 
 /// Reads `/proc/PID/status`: SIGKILL pending, or a state that only ending processes have.
-fn exits(status: &str) -> bool {
+fn is_killed(status: &str) -> bool {
     const SIGKILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
     status.lines().any(|line| {
-        let Some((key, value)) = line.split_once(':') else { return false };
+        let Some((key, value)) = line.split_once(':') else {
+            return false;
+        };
         let value = value.trim();
         match key {
             "State" => value.starts_with(['Z', 'X']),
@@ -138,15 +165,20 @@ fn exits(status: &str) -> bool {
             }
             _ => false,
         }
-    }) || status.is_empty()
+    })
 }
 
 /// Removes the device that a dead front left behind; its users get errors. The device's path, or
 /// `None` if there is none.
 pub fn remove_leftover(volume: VolumeId) -> Result<Option<String>, DeviceError> {
-    let Some(leftover) = find(volume)? else { return Ok(None) };
+    let Some(leftover) = find(volume)? else {
+        return Ok(None);
+    };
     if leftover.state == LeftoverState::Served {
-        return Err(DeviceError::Served { path: leftover.path(), pid: leftover.pid });
+        return Err(DeviceError::Served {
+            path: leftover.path(),
+            pid: leftover.pid,
+        });
     }
     delete(&leftover)?;
     Ok(Some(leftover.path()))
@@ -183,16 +215,26 @@ mod tests {
 
     #[test]
     fn ending_processes_are_recognised() {
-        assert!(exits("Name:\tfront\nState:\tZ (zombie)\n"));
-        assert!(exits("State:\tD (disk sleep)\nSigPnd:\t0000000000000100\n"));
-        assert!(exits("State:\tR (running)\nShdPnd:\t0000000000000100\n"));
-        assert!(!exits("State:\tS (sleeping)\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\n"));
-        assert!(exits(""), "it ended while we looked");
+        assert!(is_killed("Name:\tfront\nState:\tZ (zombie)\n"));
+        assert!(is_killed(
+            "State:\tD (disk sleep)\nSigPnd:\t0000000000000100\n"
+        ));
+        assert!(is_killed(
+            "State:\tR (running)\nShdPnd:\t0000000000000100\n"
+        ));
+        assert!(!is_killed(
+            "State:\tS (sleeping)\nSigPnd:\t0\nShdPnd:\t0000000000004000\n"
+        ));
+        assert!(is_ending("17 (a) b) R 1 17 17 0 -1 4194308 95"));
+        assert!(!is_ending("17 (a) b) R 1 17 17 0 -1 4194304 95"));
+        assert!(is_ending(""), "it ended while we looked");
     }
 
     #[test]
     fn a_process_that_ended_counts_as_dead_and_a_living_one_does_not() -> io::Result<()> {
-        let mut child = std::process::Command::new("cat").stdin(std::process::Stdio::piped()).spawn()?;
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()?;
         let pid = i32::try_from(child.id()).expect("pids fit");
         assert!(!has_died(pid));
         child.kill()?;

@@ -45,7 +45,11 @@ impl DeviceShape {
 
     /// The driver's parameters.
     pub(super) fn params(&self) -> sys::ublk_params {
-        let attrs = if self.cache { sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA } else { 0 };
+        let attrs = if self.cache {
+            sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA
+        } else {
+            0
+        };
         sys::ublk_params {
             types: sys::UBLK_PARAM_TYPE_BASIC | sys::UBLK_PARAM_TYPE_DISCARD,
             basic: sys::ublk_param_basic {
@@ -99,7 +103,10 @@ mod tests {
     #[test]
     fn a_cached_volume_offers_flush_and_fua_a_through_volume_neither() {
         let cached = DeviceShape::new(&presented(Durability::Cache), 2, 64).params();
-        assert_eq!(cached.basic.attrs, sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA);
+        assert_eq!(
+            cached.basic.attrs,
+            sys::UBLK_ATTR_VOLATILE_CACHE | sys::UBLK_ATTR_FUA
+        );
         let through = DeviceShape::new(&presented(Durability::Through), 2, 64).params();
         assert_eq!(through.basic.attrs, 0);
         assert_eq!(1u64 << through.basic.logical_bs_shift, SECTOR_BYTES as u64);

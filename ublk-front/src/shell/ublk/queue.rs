@@ -52,7 +52,10 @@ fn make_ring(depth: u16) -> Result<(), QueueError> {
     let submissions = (2 * u32::from(depth)).max(SUBMISSIONS_MIN);
     let deferred = || {
         let mut builder = IoUring::<squeue::Entry, cqueue::Entry>::builder();
-        builder.setup_cqsize(4 * submissions).setup_single_issuer().setup_defer_taskrun();
+        builder
+            .setup_cqsize(4 * submissions)
+            .setup_single_issuer()
+            .setup_defer_taskrun();
         builder.build(submissions)
     };
     // Kernel 6.0 has ublk but no deferred task work.
@@ -62,10 +65,16 @@ fn make_ring(depth: u16) -> Result<(), QueueError> {
         builder.build(submissions)
     };
     libublk::ublk_init_task_ring(|cell| {
-        let ring = deferred().or_else(|_| cooperative()).map_err(UblkError::IOError)?;
-        cell.set(RefCell::new(ring)).map_err(|_| UblkError::OtherError(-libc::EEXIST))
+        let ring = deferred()
+            .or_else(|_| cooperative())
+            .map_err(UblkError::IOError)?;
+        cell.set(RefCell::new(ring))
+            .map_err(|_| UblkError::OtherError(-libc::EEXIST))
     })
-    .map_err(|error| QueueError::Setup { doing: "make the ring", source: plain(error) })
+    .map_err(|error| QueueError::Setup {
+        doing: "make the ring",
+        source: plain(error),
+    })
 }
 
 /// Puts an entry on this thread's ring, flushing it if it is full.
@@ -121,19 +130,31 @@ impl<'a, L: Lane> Queue<'a, L> {
     pub(super) fn new(id: u16, device: &'a UblkDev, lane: L) -> Result<Self, QueueError> {
         let depth = device.dev_info.queue_depth;
         make_ring(depth)?;
-        let setup = |doing| move |error| QueueError::Setup { doing, source: plain(error) };
+        let setup = |doing| {
+            move |error| QueueError::Setup {
+                doing,
+                source: plain(error),
+            }
+        };
         let buffers = QueueBuffers::new(depth, device.dev_info.max_io_buf_bytes);
         let queue = UblkQueue::new(id, device)
             .map_err(setup("map the queue"))?
             .submit_fetch_commands_unified(BufDescList::Slices(Some(buffers.all())))
             .map_err(setup("fetch requests"))?;
-        let empty = Descriptor { op_flags: 0, units: 0, first_unit: 0 };
+        let empty = Descriptor {
+            op_flags: 0,
+            units: 0,
+            first_unit: 0,
+        };
         Ok(Self {
             queue,
             buffers,
             lane,
             descriptors: vec![empty; usize::from(depth)],
-            commands: Commands { fetching: depth.into(), serving: 0 },
+            commands: Commands {
+                fetching: depth.into(),
+                serving: 0,
+            },
             completions: Vec::new(),
             answers: Vec::new(),
         })
@@ -180,7 +201,8 @@ impl<'a, L: Lane> Queue<'a, L> {
         let mut completions = std::mem::take(&mut self.completions);
         for entry in completions.drain(..) {
             if entry.user_data() & UblkUringData::Target as u64 != 0 {
-                self.lane.completed(entry.user_data(), entry.result(), &self.buffers);
+                self.lane
+                    .completed(entry.user_data(), entry.result(), &self.buffers);
             } else {
                 self.command(&entry)?;
             }
@@ -191,7 +213,10 @@ impl<'a, L: Lane> Queue<'a, L> {
 
     /// A command has come back from the driver.
     fn command(&mut self, entry: &cqueue::Entry) -> Result<(), QueueError> {
-        assert!(self.commands.fetching > 0, "more commands come back than were given");
+        assert!(
+            self.commands.fetching > 0,
+            "more commands come back than were given"
+        );
         self.commands.fetching -= 1;
         #[allow(clippy::cast_possible_truncation)] // libublk keeps the tag in the low 16 bits
         let tag = entry.user_data() as u16;
@@ -199,7 +224,12 @@ impl<'a, L: Lane> Queue<'a, L> {
             0 => self.request(tag),
             // The device is being removed.
             sys::UBLK_IO_RES_ABORT => {}
-            code => return Err(QueueError::Command { tag: tag.into(), code }),
+            code => {
+                return Err(QueueError::Command {
+                    tag: tag.into(),
+                    code,
+                });
+            }
         }
         Ok(())
     }
@@ -225,8 +255,14 @@ impl<'a, L: Lane> Queue<'a, L> {
         #[allow(clippy::cast_possible_truncation)] // tags of a queue are 16 bits
         let id = tag.0 as u16;
         let buffer = self.buffers.all()[usize::from(id)].as_slice();
-        let done =
-            self.queue.complete_io_cmd_unified(id, BufDesc::Slice(buffer), Ok(UblkIORes::Result(code)));
-        assert!(done.is_ok(), "libublk takes slices on a device in copy mode: {done:?}");
+        let done = self.queue.complete_io_cmd_unified(
+            id,
+            BufDesc::Slice(buffer),
+            Ok(UblkIORes::Result(code)),
+        );
+        assert!(
+            done.is_ok(),
+            "libublk takes slices on a device in copy mode: {done:?}"
+        );
     }
 }

@@ -20,7 +20,11 @@ pub(super) struct Descriptor {
 
 impl From<&sys::ublksrv_io_desc> for Descriptor {
     fn from(raw: &sys::ublksrv_io_desc) -> Self {
-        Self { op_flags: raw.op_flags, units: raw.nr_sectors, first_unit: raw.start_sector }
+        Self {
+            op_flags: raw.op_flags,
+            units: raw.nr_sectors,
+            first_unit: raw.start_sector,
+        }
     }
 }
 
@@ -34,12 +38,18 @@ impl Descriptor {
             sys::UBLK_IO_OP_WRITE => GuestOp::Write { fua },
             // A flush has no range; its descriptor holds whatever was there before.
             sys::UBLK_IO_OP_FLUSH => {
-                return Ok(GuestIo { tag, op: GuestOp::Flush, sector: 0, count: 0 });
+                return Ok(GuestIo {
+                    tag,
+                    op: GuestOp::Flush,
+                    sector: 0,
+                    count: 0,
+                });
             }
             sys::UBLK_IO_OP_DISCARD => GuestOp::Zero { unmap: true, fua },
-            sys::UBLK_IO_OP_WRITE_ZEROES => {
-                GuestOp::Zero { unmap: self.op_flags & sys::UBLK_IO_F_NOUNMAP == 0, fua }
-            }
+            sys::UBLK_IO_OP_WRITE_ZEROES => GuestOp::Zero {
+                unmap: self.op_flags & sys::UBLK_IO_F_NOUNMAP == 0,
+                fua,
+            },
             _ => return Err(GuestError::Invalid),
         };
         let whole = self.first_unit.is_multiple_of(UNITS_PER_SECTOR)
@@ -49,7 +59,12 @@ impl Descriptor {
         }
         #[allow(clippy::cast_possible_truncation)] // an eighth of a u32
         let count = (u64::from(self.units) / UNITS_PER_SECTOR) as u32;
-        Ok(GuestIo { tag, op, sector: self.first_unit / UNITS_PER_SECTOR, count })
+        Ok(GuestIo {
+            tag,
+            op,
+            sector: self.first_unit / UNITS_PER_SECTOR,
+            count,
+        })
     }
 
     /// The result field of the answer: bytes of a read or write, 0 for the rest, or a negative
@@ -74,7 +89,11 @@ mod tests {
     use super::*;
 
     fn descriptor(op_flags: u32, first_unit: u64, units: u32) -> Descriptor {
-        Descriptor { op_flags, units, first_unit }
+        Descriptor {
+            op_flags,
+            units,
+            first_unit,
+        }
     }
 
     #[test]
@@ -83,24 +102,58 @@ mod tests {
         let cases = [
             (sys::UBLK_IO_OP_READ, GuestOp::Read),
             (sys::UBLK_IO_OP_WRITE, GuestOp::Write { fua: false }),
-            (sys::UBLK_IO_OP_WRITE | sys::UBLK_IO_F_FUA, GuestOp::Write { fua: true }),
-            (sys::UBLK_IO_OP_DISCARD, GuestOp::Zero { unmap: true, fua: false }),
-            (sys::UBLK_IO_OP_WRITE_ZEROES, GuestOp::Zero { unmap: true, fua: false }),
+            (
+                sys::UBLK_IO_OP_WRITE | sys::UBLK_IO_F_FUA,
+                GuestOp::Write { fua: true },
+            ),
+            (
+                sys::UBLK_IO_OP_DISCARD,
+                GuestOp::Zero {
+                    unmap: true,
+                    fua: false,
+                },
+            ),
+            (
+                sys::UBLK_IO_OP_WRITE_ZEROES,
+                GuestOp::Zero {
+                    unmap: true,
+                    fua: false,
+                },
+            ),
             (
                 sys::UBLK_IO_OP_WRITE_ZEROES | sys::UBLK_IO_F_NOUNMAP | sys::UBLK_IO_F_FUA,
-                GuestOp::Zero { unmap: false, fua: true },
+                GuestOp::Zero {
+                    unmap: false,
+                    fua: true,
+                },
             ),
         ];
         for (op_flags, op) in cases {
             let io = descriptor(op_flags | sys::UBLK_IO_F_META, 16, 24).request(tag);
-            assert_eq!(io, Ok(GuestIo { tag, op, sector: 2, count: 3 }));
+            assert_eq!(
+                io,
+                Ok(GuestIo {
+                    tag,
+                    op,
+                    sector: 2,
+                    count: 3
+                })
+            );
         }
     }
 
     #[test]
     fn a_flush_ignores_the_stale_range() {
         let io = descriptor(sys::UBLK_IO_OP_FLUSH, 7, 1).request(GuestTag(0));
-        assert_eq!(io, Ok(GuestIo { tag: GuestTag(0), op: GuestOp::Flush, sector: 0, count: 0 }));
+        assert_eq!(
+            io,
+            Ok(GuestIo {
+                tag: GuestTag(0),
+                op: GuestOp::Flush,
+                sector: 0,
+                count: 0
+            })
+        );
     }
 
     #[test]
@@ -113,14 +166,24 @@ mod tests {
             (sys::UBLK_IO_OP_WRITE_SAME, 8, 8),
         ] {
             let io = descriptor(op, first, units).request(GuestTag(0));
-            assert_eq!(io, Err(GuestError::Invalid), "operation {op} at {first}+{units}");
+            assert_eq!(
+                io,
+                Err(GuestError::Invalid),
+                "operation {op} at {first}+{units}"
+            );
         }
     }
 
     #[test]
     fn answers_are_bytes_or_errno() {
-        assert_eq!(descriptor(sys::UBLK_IO_OP_READ, 0, 1024).answer(Ok(())), 512 << 10);
-        assert_eq!(descriptor(sys::UBLK_IO_OP_DISCARD, 0, u32::MAX).answer(Ok(())), 0);
+        assert_eq!(
+            descriptor(sys::UBLK_IO_OP_READ, 0, 1024).answer(Ok(())),
+            512 << 10
+        );
+        assert_eq!(
+            descriptor(sys::UBLK_IO_OP_DISCARD, 0, u32::MAX).answer(Ok(())),
+            0
+        );
         let read = descriptor(sys::UBLK_IO_OP_READ, 0, 8);
         assert_eq!(read.answer(Err(GuestError::NoSpace)), -libc::ENOSPC);
         assert_eq!(read.answer(Err(GuestError::Fenced)), -libc::EIO);

@@ -13,13 +13,19 @@ pub fn users(id: u32) -> Vec<String> {
     let device = format!("ublkb{id}");
     let mut found = Vec::new();
     let parts = with_partitions(&device);
-    let numbers: Vec<String> = parts.iter().filter_map(|part| device_number(part)).collect();
+    let numbers: Vec<String> = parts
+        .iter()
+        .filter_map(|part| device_number(part))
+        .collect();
     for part in &parts {
         found.extend(holders(part));
     }
     // The front has a mount namespace of its own, so the one of process 1 is the one to look at.
     let mounts = ["/proc/1/mountinfo", "/proc/self/mountinfo"];
-    let table = mounts.iter().find_map(|path| fs::read_to_string(path).ok()).unwrap_or_default();
+    let table = mounts
+        .iter()
+        .find_map(|path| fs::read_to_string(path).ok())
+        .unwrap_or_default();
     found.extend(mount_points(&table, &numbers));
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     found.extend(swap_areas(&swaps, &parts));
@@ -31,7 +37,9 @@ pub fn users(id: u32) -> Vec<String> {
 fn with_partitions(device: &str) -> Vec<String> {
     let mut parts = vec![device.to_owned()];
     if let Ok(entries) = fs::read_dir(format!("/sys/block/{device}")) {
-        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let names = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok());
         parts.extend(names.filter(|name| name.starts_with(device)));
     }
     parts
@@ -48,39 +56,58 @@ fn holders(part: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(format!("/sys/class/block/{part}/holders")) else {
         return Vec::new();
     };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
     names.map(|name| format!("{name} is built on it")).collect()
 }
 
 /// Mount points in a mountinfo table whose device number (third field) is one of `numbers`.
 fn mount_points(table: &str, numbers: &[String]) -> Vec<String> {
-    let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let fields = table
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>());
     let mounted = fields.filter(|fields| {
-        fields.get(2).is_some_and(|number| numbers.iter().any(|known| known == number))
+        fields
+            .get(2)
+            .is_some_and(|number| numbers.iter().any(|known| known == number))
     });
-    mounted.filter_map(|fields| Some(format!("mounted at {}", fields.get(4)?))).collect()
+    mounted
+        .filter_map(|fields| Some(format!("mounted at {}", fields.get(4)?)))
+        .collect()
 }
 
 fn swap_areas(table: &str, parts: &[String]) -> Vec<String> {
-    let files = table.lines().skip(1).filter_map(|line| line.split_whitespace().next());
+    let files = table
+        .lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next());
     let used = files.filter(|file| is_part(file, parts));
     used.map(|file| format!("{file} is a swap area")).collect()
 }
 
 fn is_part(path: &str, parts: &[String]) -> bool {
-    path.strip_prefix("/dev/").is_some_and(|name| parts.iter().any(|part| part == name))
+    path.strip_prefix("/dev/")
+        .is_some_and(|name| parts.iter().any(|part| part == name))
 }
 
 /// Processes that have it open. `proc` is `/proc`, or a folder made like it.
 fn openers(proc: &Path, parts: &[String]) -> Vec<String> {
     let mut found = Vec::new();
-    let Ok(entries) = fs::read_dir(proc) else { return found };
+    let Ok(entries) = fs::read_dir(proc) else {
+        return found;
+    };
     for process in entries.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
         else {
             continue;
         };
-        let Ok(files) = fs::read_dir(process.path().join("fd")) else { continue };
+        let Ok(files) = fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
         let opens = files.flatten().any(|file| {
             let target = fs::read_link(file.path());
             target.is_ok_and(|target| target.to_str().is_some_and(|path| is_part(path, parts)))
@@ -119,7 +146,11 @@ mod tests {
     #[test]
     fn processes_that_hold_it_open_are_named() -> std::io::Result<()> {
         let proc = std::env::temp_dir().join(format!("ukai-usage-test-{}", std::process::id()));
-        for (pid, target) in [("17", "/dev/ublkb1"), ("18", "/dev/ublkb11"), ("self", "/dev/ublkb1")] {
+        for (pid, target) in [
+            ("17", "/dev/ublkb1"),
+            ("18", "/dev/ublkb11"),
+            ("self", "/dev/ublkb1"),
+        ] {
             fs::create_dir_all(proc.join(pid).join("fd"))?;
             fs::write(proc.join(pid).join("comm"), "qemu\n")?;
             symlink(target, proc.join(pid).join("fd/3"))?;

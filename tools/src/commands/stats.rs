@@ -1,0 +1,186 @@
+//! `stats`: what the front counts, and what the nodes of the volume count.
+
+use crate::client::{ClientError, NodeClient, block_on, shards};
+use crate::context::Context;
+use crate::error::Result;
+use crate::front;
+use crate::table::{Align, fields, table, warn};
+use crate::units::ByteSize;
+use serde::Serialize;
+use serde_json::{Value, json};
+use ukai_meta::NodeRecord;
+use ukai_proto::limits::SLOT_BYTES;
+use ukai_proto::message::ShardStats;
+use ukai_proto::{ClusterId, Header, Opcode};
+
+/// Counters of a node: of all its volumes together, since it started.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub(super) struct NodeCounters {
+    node: String,
+    site: String,
+    #[serde(flatten)]
+    sum: ShardStats,
+}
+
+/// The sum over the shards of a node.
+pub(super) fn node_counters(
+    cluster: ClusterId,
+    record: &NodeRecord,
+) -> std::result::Result<NodeCounters, ClientError> {
+    let mut sum = ShardStats::default();
+    block_on(async {
+        for shard in shards(record) {
+            let mut client = NodeClient::connect(cluster, record, shard).await?;
+            let reply = client
+                .request(Header::request(Opcode::Stats, 0), Vec::new())
+                .await?;
+            sum.add(&ShardStats::decode(&reply.aux));
+        }
+        Ok(())
+    })
+    .map(|()| NodeCounters {
+        node: record.name.clone(),
+        site: record.site.clone(),
+        sum,
+    })
+}
+
+pub(super) fn counters_table(counters: &[NodeCounters]) -> String {
+    let slots = |n: u64| ByteSize(n.saturating_mul(SLOT_BYTES as u64)).about();
+    let rows = counters
+        .iter()
+        .map(|node| {
+            let sum = &node.sum;
+            vec![
+                node.node.clone(),
+                sum.reads.to_string(),
+                ByteSize(sum.read_bytes).about(),
+                sum.writes.to_string(),
+                ByteSize(sum.write_bytes).about(),
+                sum.zeroes.to_string(),
+                sum.flushes.to_string(),
+                sum.pulled_sectors.to_string(),
+                sum.refused.to_string(),
+                sum.bad_sectors.to_string(),
+                sum.intents_open.to_string(),
+                format!("{} of {}", slots(sum.slots_used), slots(sum.slots_total)),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            ("node", Align::Left),
+            ("reads", Align::Right),
+            ("read", Align::Right),
+            ("writes", Align::Right),
+            ("written", Align::Right),
+            ("zeroes", Align::Right),
+            ("flushes", Align::Right),
+            ("pulled", Align::Right),
+            ("refused", Align::Right),
+            ("bad", Align::Right),
+            ("intents", Align::Right),
+            ("space", Align::Left),
+        ],
+        rows,
+    )
+}
+
+pub(super) fn stats(context: &Context, name: &str) -> Result<()> {
+    let map = context.volume(name)?;
+    let names = context.names()?;
+    let cluster = context.cluster()?.cluster;
+    let front = match context.front(&map.head)? {
+        Some(front) => Some(front::ask(&front, &json!({ "cmd": "stats" }))?),
+        None => None,
+    };
+    let mut nodes = Vec::new();
+    for node in map.nodes() {
+        match names
+            .state(node)
+            .map(|state| node_counters(cluster, &state.record))
+        {
+            Some(Ok(counters)) => nodes.push(counters),
+            Some(Err(error)) => warn(&format!(
+                "node {} does not answer: {error}",
+                names.name(node)
+            )),
+            None => warn(&format!(
+                "the record of node {node} is gone from the metadata store"
+            )),
+        }
+    }
+    nodes.sort_by(|a, b| (&a.site, &a.node).cmp(&(&b.site, &b.node)));
+    let value = json!({ "volume": name, "front": front, "nodes": nodes });
+    context.output.show(&value, || {
+        let front = front.as_ref().map_or_else(
+            || "not attached: no front to ask".into(),
+            |front| {
+                let mut lines = Vec::new();
+                flatten("", front, &mut lines);
+                let lines: Vec<(&str, String)> = lines
+                    .iter()
+                    .map(|(name, value)| (name.as_str(), value.clone()))
+                    .collect();
+                fields(&lines)
+            },
+        );
+        format!(
+            "{front}\n\nnodes, all their volumes together, since their start:\n{}",
+            counters_table(&nodes)
+        )
+    });
+    Ok(())
+}
+
+/// Nested values as `a.b.c` lines. The front's counters grow with its releases; all are shown.
+fn flatten(prefix: &str, value: &Value, out: &mut Vec<(String, String)>) {
+    let under = |name: &str| {
+        if prefix.is_empty() {
+            name.into()
+        } else {
+            format!("{prefix}.{name}")
+        }
+    };
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .for_each(|(name, value)| flatten(&under(name), value, out)),
+        Value::Array(list) if list.iter().any(|item| item.is_object() || item.is_array()) => {
+            for (index, item) in list.iter().enumerate() {
+                flatten(&under(&index.to_string()), item, out);
+            }
+        }
+        Value::Array(list) => {
+            let items: Vec<String> = list.iter().map(plain).collect();
+            out.push((prefix.into(), items.join(" ")));
+        }
+        value => out.push((prefix.into(), plain(value))),
+    }
+}
+
+fn plain(value: &Value) -> String {
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), ToOwned::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nested_counters_become_lines() {
+        let mut lines = Vec::new();
+        flatten(
+            "",
+            &json!({ "a": { "b": 1, "c": [1, 2] }, "lanes": [{ "n": "x" }] }),
+            &mut lines,
+        );
+        let lines: Vec<String> = lines
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        assert_eq!(lines, ["a.b=1", "a.c=1 2", "lanes.0.n=x"]);
+    }
+}

@@ -1,0 +1,366 @@
+//! Scripted scenarios of control, against nodes that answer by themselves and a one-map store.
+
+use super::api::*;
+use super::fixture::*;
+use super::{ControlConfig, ControlCore, SharedSeq};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use ukai_meta::map::VolumeMap;
+use ukai_meta::transition;
+use ukai_meta::{CommitError, MetaError, NodeHealth, ReplicaState};
+use ukai_proto::message::{ChunkRange, PullMode, Pulled, Pull, chunk_list};
+use ukai_proto::{ChunkIndex, Frame, Generation, Header, NodeId, Opcode, Status};
+
+/// What the fakes hold and have seen.
+struct World {
+    core: ControlCore,
+    now: Now,
+    map: VolumeMap,
+    up: BTreeSet<PeerIndex>,
+    run_start: BTreeMap<PeerIndex, u64>,
+    intents: BTreeMap<PeerIndex, Vec<ChunkIndex>>,
+    written: BTreeMap<PeerIndex, Vec<ChunkIndex>>,
+    /// Chunks whose next copy finds a difference.
+    differ: BTreeSet<ChunkIndex>,
+    seen: Vec<(PeerIndex, Opcode, ChunkIndex)>,
+    pulls: Vec<(PeerIndex, ChunkIndex, Pull)>,
+    meta_down: bool,
+    orders: Vec<LaneOrder>,
+    /// The one lane answers orders at once unless told not to.
+    lane_stuck: bool,
+    ready: bool,
+    ended: Option<Result<(), ControlError>>,
+}
+
+impl World {
+    fn new(map: VolumeMap) -> Self {
+        let config = ControlConfig::new(VOLUME, holder());
+        let core = ControlCore::new(config, Arc::new(SharedSeq::default()));
+        Self {
+            core,
+            now: Now(1),
+            map,
+            up: [PEER_A, PEER_B].into(),
+            run_start: [(PEER_A, 1), (PEER_B, 1)].into(),
+            intents: BTreeMap::new(),
+            written: BTreeMap::new(),
+            differ: BTreeSet::new(),
+            seen: Vec::new(),
+            pulls: Vec::new(),
+            meta_down: false,
+            orders: Vec::new(),
+            lane_stuck: false,
+            ready: false,
+            ended: None,
+        }
+    }
+
+    fn serving() -> Self {
+        let mut world = Self::new(fresh());
+        world.event(ControlEvent::Start);
+        assert!(world.ready);
+        world.event(ControlEvent::LaneAdded(LaneId(0)));
+        world.seen.clear();
+        world
+    }
+
+    /// Feeds an event and everything that follows from it.
+    fn event(&mut self, event: ControlEvent) {
+        let mut events = std::collections::VecDeque::from([event]);
+        let mut steps = 0;
+        while let Some(event) = events.pop_front() {
+            steps += 1;
+            assert!(steps < 10_000, "no end: {event:?}");
+            let mut out = Vec::new();
+            self.core.handle(self.now, event, &mut out);
+            for action in out {
+                self.act(action, &mut events);
+            }
+        }
+    }
+
+    fn act(&mut self, action: ControlAction, events: &mut std::collections::VecDeque<ControlEvent>) {
+        match action {
+            ControlAction::Peers(peers) => {
+                for index in 0..peers.len() {
+                    let peer = PeerIndex(index as u32);
+                    if self.up.contains(&peer) {
+                        let incarnation = run(self.run_start[&peer]);
+                        events.push_back(ControlEvent::PeerUp { peer, incarnation });
+                    }
+                }
+            }
+            ControlAction::MetaLoad(id) => {
+                let nodes = vec![record(A, "a"), record(B, "b")];
+                let outcome = if self.meta_down {
+                    MetaOutcome::Failed(MetaError::Unavailable("down".into()).into())
+                } else {
+                    MetaOutcome::Loaded(Box::new((self.map.clone(), nodes)))
+                };
+                events.push_back(ControlEvent::Meta(id, outcome));
+            }
+            ControlAction::MetaCommit(id, update) => {
+                let outcome = if self.meta_down {
+                    MetaOutcome::Failed(CommitError::Unknown)
+                } else {
+                    self.map = committed(*update);
+                    MetaOutcome::Committed(Box::new(self.map.clone()))
+                };
+                events.push_back(ControlEvent::Meta(id, outcome));
+            }
+            ControlAction::Send { peer, header, aux } => {
+                self.seen.push((peer, header.opcode, header.chunk));
+                if self.up.contains(&peer)
+                    && let Some(reply) = self.answer(peer, &header, &aux)
+                {
+                    let (header, aux) = (reply.header, reply.aux);
+                    events.push_back(ControlEvent::PeerFrame { peer, header, aux });
+                }
+            }
+            ControlAction::Order(lane, order) => {
+                let report = match &order {
+                    LaneOrder::Prepare { epoch, .. } => Some(LaneReport::Prepared { epoch: *epoch }),
+                    LaneOrder::Install { epoch, .. } => Some(LaneReport::Installed { epoch: *epoch }),
+                    LaneOrder::Fail => None,
+                };
+                self.orders.push(order);
+                if let Some(report) = report.filter(|_| !self.lane_stuck) {
+                    events.push_back(ControlEvent::Lane(lane, report));
+                }
+            }
+            ControlAction::Ready(_) => self.ready = true,
+            ControlAction::Ended(result) => self.ended = Some(result),
+            ControlAction::Resized { .. } | ControlAction::Note(_) => {}
+        }
+    }
+
+    fn answer(&mut self, peer: PeerIndex, header: &Header, aux: &[u8]) -> Option<Frame<Vec<u8>>> {
+        let list = match header.opcode {
+            Opcode::Fence => chunk_list(&self.intents.get(&peer).cloned().unwrap_or_default()),
+            Opcode::WrittenSince => chunk_list(&self.written.get(&peer).cloned().unwrap_or_default()),
+            Opcode::Pull => {
+                self.pulls.push((peer, header.chunk, Pull::decode(aux).unwrap()));
+                let sectors_copied = u32::from(self.differ.remove(&header.chunk));
+                Pulled { sectors_compared: 1024, sectors_copied, sectors_bad: 0 }.encode()
+            }
+            _ => Vec::new(),
+        };
+        Some(Frame::new(header.reply(Status::Ok), list, None))
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        self.event(ControlEvent::Tick);
+    }
+
+    fn lose(&mut self, peer: PeerIndex) {
+        self.up.remove(&peer);
+        self.event(ControlEvent::PeerDown { peer });
+        self.event(ControlEvent::Lane(LaneId(0), LaneReport::PeerDown { peer }));
+    }
+
+    fn restore(&mut self, peer: PeerIndex, start: u64) {
+        self.up.insert(peer);
+        self.run_start.insert(peer, start);
+        let incarnation = run(start);
+        self.event(ControlEvent::PeerUp { peer, incarnation });
+        self.event(ControlEvent::Lane(LaneId(0), LaneReport::PeerUp { peer, incarnation }));
+    }
+
+    fn state(&self, node: NodeId) -> Option<ReplicaState> {
+        self.map.replicas(ChunkIndex(0)).on(node)
+    }
+
+    fn count(&self, opcode: Opcode) -> usize {
+        self.seen.iter().filter(|(_, seen, _)| *seen == opcode).count()
+    }
+}
+
+const ALL: ChunkRange = ChunkRange { start: ChunkIndex(0), count: 16 };
+
+#[test]
+fn attach_takes_a_token_and_fences_every_node() {
+    let mut world = World::new(fresh());
+    world.event(ControlEvent::Start);
+    assert!(world.ready);
+    assert_eq!(world.count(Opcode::Fence), 2);
+    assert_eq!(world.map.head.token.0, 1);
+    assert_eq!(world.count(Opcode::Pull), 0, "no intents, nothing to reconcile");
+}
+
+#[test]
+fn open_intents_are_reconciled_both_ways_before_serving() {
+    let mut world = World::new(fresh());
+    world.intents.insert(PEER_B, vec![ChunkIndex(3), ChunkIndex(99)]);
+    world.event(ControlEvent::Start);
+    assert!(world.ready);
+    let mut pulls: Vec<_> = world.pulls.iter().map(|(p, c, pull)| (*p, *c, pull.mode)).collect();
+    pulls.sort_by_key(|(peer, ..)| *peer);
+    let newer = PullMode::Newer;
+    assert_eq!(pulls, [(PEER_A, ChunkIndex(3), newer), (PEER_B, ChunkIndex(3), newer)]);
+}
+
+#[test]
+fn a_node_missing_at_attach_is_recorded_stale_and_the_last_one_is_waited_for() {
+    let mut world = World::new(fresh());
+    world.up.remove(&PEER_B);
+    world.event(ControlEvent::Start);
+    assert!(!world.ready);
+    world.pass(Duration::from_secs(5));
+    assert!(world.ready);
+    assert_eq!(world.state(B), Some(ReplicaState::Stale));
+
+    let mut world = World::new(fresh());
+    world.up.clear();
+    world.event(ControlEvent::Start);
+    for _ in 0..10 {
+        world.pass(Duration::from_secs(5));
+    }
+    assert!(!world.ready);
+    assert!(matches!(world.ended, Some(Err(ControlError::Unreachable(_)))), "{:?}", world.ended);
+}
+
+#[test]
+fn an_attached_volume_is_refused_without_force() {
+    let other = ukai_meta::Attach { front: [9; 16], ..holder() };
+    let map = committed(transition::attach(&fresh(), other, false).unwrap());
+    let mut world = World::new(map);
+    world.event(ControlEvent::Start);
+    assert!(matches!(world.ended, Some(Err(ControlError::Refused(_)))));
+}
+
+#[test]
+fn a_lost_node_goes_stale_after_the_grace_and_comes_back_by_resync_of_what_was_written() {
+    let mut world = World::serving();
+    let generation = world.map.head.generation;
+    world.lose(PEER_B);
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.state(B), Some(ReplicaState::InSync), "within the grace");
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.state(B), Some(ReplicaState::Stale));
+    let stale = Some(NodeHealth::Stale { since: generation });
+    assert_eq!(world.map.health(B), stale, "since the generation that lanes ran under");
+
+    world.written.insert(PEER_A, vec![ChunkIndex(1), ChunkIndex(5)]);
+    world.differ.insert(ChunkIndex(5));
+    world.restore(PEER_B, 2);
+    world.pass(Duration::from_secs(2));
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.state(B), Some(ReplicaState::InSync));
+    let copies: Vec<_> = world.pulls.iter().map(|(peer, chunk, _)| (*peer, chunk.0)).collect();
+    assert_eq!(copies, [(PEER_B, 1), (PEER_B, 5), (PEER_B, 5)], "5 again, until it is equal");
+    assert!(world.pulls.iter().all(|(_, _, p)| p.mode == PullMode::Mirror && p.source == A));
+}
+
+#[test]
+fn what_a_dead_front_left_only_on_the_stale_node_is_compared_too() {
+    let mut world = World::serving();
+    world.lose(PEER_B);
+    world.pass(Duration::from_secs(1));
+    world.intents.insert(PEER_B, vec![ChunkIndex(7)]);
+    world.restore(PEER_B, 2);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.pulls.iter().map(|p| p.1.0).collect::<Vec<_>>(), [7]);
+}
+
+#[test]
+fn a_node_restarted_on_the_same_boot_within_the_grace_is_taken_on_without_resync() {
+    let mut world = World::serving();
+    let generation = world.map.head.generation;
+    world.lose(PEER_B);
+    world.restore(PEER_B, 2);
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.map.head.generation, generation);
+    let LaneOrder::Install { config, .. } = world.orders.last().unwrap() else {
+        panic!("no installation: {:?}", world.orders.last())
+    };
+    assert_eq!(config.nodes[1].incarnation, Some(run(2)));
+}
+
+#[test]
+fn without_metadata_a_lost_node_is_not_left_out() {
+    let mut world = World::serving();
+    world.meta_down = true;
+    world.orders.clear();
+    world.lose(PEER_B);
+    world.pass(Duration::from_secs(1));
+    world.pass(Duration::from_secs(3));
+    assert!(world.orders.is_empty(), "acks wait (I1): {:?}", world.orders);
+    world.meta_down = false;
+    world.pass(Duration::from_secs(3));
+    assert_eq!(world.state(B), Some(ReplicaState::Stale));
+    assert!(matches!(world.orders.last(), Some(LaneOrder::Install { .. })));
+}
+
+#[test]
+fn the_last_in_sync_node_is_never_recorded_stale() {
+    let mut world = World::serving();
+    world.lose(PEER_A);
+    world.pass(Duration::from_secs(1));
+    world.lose(PEER_B);
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.state(A), Some(ReplicaState::Stale));
+    assert_eq!(world.state(B), Some(ReplicaState::InSync));
+    assert_eq!(world.ended, None);
+}
+
+#[test]
+fn a_removed_location_is_deleted_on_its_node_before_it_is_forgotten() {
+    let mut world = World::serving();
+    world.map = committed(transition::remove_location(&world.map, ALL, B, 1).unwrap());
+    world.event(ControlEvent::MapChanged);
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.count(Opcode::Release), 1);
+    assert_eq!(world.state(B), None);
+}
+
+#[test]
+fn an_added_location_is_filled_and_promoted() {
+    let mut world = World::serving();
+    let removed = committed(transition::remove_location(&world.map, ALL, B, 1).unwrap());
+    let gone = committed(transition::drop_leaving(&removed, ALL, B).unwrap());
+    world.map = committed(transition::add_location(&gone, ALL, B).unwrap());
+    world.written.insert(PEER_A, vec![ChunkIndex(2)]);
+    world.event(ControlEvent::MapChanged);
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.state(B), Some(ReplicaState::InSync));
+    assert_eq!(world.pulls.len(), 1);
+}
+
+#[test]
+fn a_new_token_in_the_map_stops_this_front() {
+    let mut world = World::serving();
+    let other = ukai_meta::Attach { front: [9; 16], ..holder() };
+    world.map = committed(transition::attach(&world.map, other, true).unwrap());
+    world.event(ControlEvent::MapChanged);
+    assert_eq!(world.ended, Some(Err(ControlError::Fenced)));
+    assert!(matches!(world.orders.last(), Some(LaneOrder::Fail)));
+}
+
+#[test]
+fn a_barrier_waits_for_every_lane() {
+    let mut world = World::serving();
+    world.lane_stuck = true;
+    world.lose(PEER_B);
+    world.pass(Duration::from_secs(1));
+    let last = world.orders.last().cloned();
+    let Some(LaneOrder::Prepare { epoch, lost }) = last else { panic!("{last:?}") };
+    assert_eq!(lost, [B]);
+    world.lane_stuck = false;
+    world.event(ControlEvent::Lane(LaneId(0), LaneReport::Prepared { epoch }));
+    let last = world.orders.last().cloned();
+    let Some(LaneOrder::Install { config, .. }) = last else { panic!("{last:?}") };
+    assert!(config.generation > Generation(2));
+}
+
+#[test]
+fn detach_flushes_settles_and_gives_back() {
+    let mut world = World::serving();
+    world.event(ControlEvent::LaneRemoved(LaneId(0)));
+    world.event(ControlEvent::Detach);
+    world.pass(Duration::from_millis(100));
+    assert_eq!((world.count(Opcode::Flush), world.count(Opcode::Settled)), (2, 2));
+    assert_eq!(world.ended, Some(Ok(())));
+    assert_eq!(world.map.head.attach, None);
+}

@@ -1,0 +1,359 @@
+//! The life of one device: made or taken over, started, resized, removed.
+//!
+//! Control commands go out on the thread that owns the [`Device`], never on a queue's: STOP waits
+//! for requests that only the queues can answer.
+//!
+//! A front that dies any other way than by [`Device::remove`] leaves its device in the kernel, where
+//! it keeps its users' requests for a successor. That is also what a front does to itself when
+//! something impossible happens on a queue: it aborts, and is started again.
+
+use super::error::{DeviceError, check, plain};
+use super::lane::Lane;
+use super::leftover::{Leftover, LeftoverState, delete, find, fingerprint};
+use super::params::{DeviceShape, IO_BYTES_MAX};
+use super::queue::Queue;
+use crate::shell::wake::EventFd;
+use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
+use libublk::io::UblkDev;
+use libublk::{UblkError, UblkFlags, sys};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use ukai_proto::VolumeId;
+
+/// Type of our devices in `/run/ublksrvd/NNNN.json` and in what tools show.
+const TARGET_TYPE: &str = "ukai";
+
+/// Is there a driver, and may this process use it? The reason if not, for the operator.
+pub fn available() -> Result<(), DeviceError> {
+    let path = Path::new("/dev/ublk-control");
+    if !path.exists() {
+        let why = "there is no /dev/ublk-control (kernel 6.0 or later, modprobe ublk_drv)";
+        return Err(DeviceError::Unavailable(why.into()));
+    }
+    let open = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path);
+    open.map_err(|error| DeviceError::Unavailable(format!("open /dev/ublk-control: {error}")))?;
+    // GET_FEATURES came with Linux 6.5, one release after the last of what a front needs.
+    let features = UblkCtrl::get_features().ok_or_else(|| {
+        DeviceError::Unavailable(
+            "the driver does not tell its features (Linux 6.5 or later)".into(),
+        )
+    })?;
+    if features & DeviceShape::flags() != DeviceShape::flags() {
+        let why = format!("the driver lacks user recovery (features {features:#x})");
+        return Err(DeviceError::Unavailable(why));
+    }
+    Ok(())
+}
+
+/// Was the device there before?
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Made for this front.
+    Made,
+    /// Taken over from a front that died; its users did not notice.
+    TakenOver,
+}
+
+/// A device that is being served.
+pub struct Device {
+    control: UblkCtrl,
+    device: Arc<UblkDev>,
+    queues: Vec<JoinHandle<()>>,
+    closed: Arc<EventFd>,
+    origin: Origin,
+}
+
+/// Why the first queue that failed did.
+type Failure = Arc<Mutex<Option<DeviceError>>>;
+
+impl Device {
+    /// Presents a volume: takes over the device that a dead front of it left on this host, else
+    /// makes one. `make_lane` is called on each queue's thread. Returns when the device is live.
+    ///
+    /// A device that cannot be started is removed again, but one that cannot be taken over stays
+    /// for the next attempt: it has users.
+    pub fn start<L, M>(
+        volume: VolumeId,
+        name: &str,
+        shape: &DeviceShape,
+        make_lane: M,
+    ) -> Result<Self, DeviceError>
+    where
+        L: Lane + 'static,
+        M: Fn(u16) -> Result<L, String> + Send + Sync + 'static,
+    {
+        available()?;
+        let waiting = Self::waiting(volume)?;
+        let (control, origin) = match &waiting {
+            Some(leftover) => (Self::take_over(leftover)?, Origin::TakenOver),
+            None => (Self::add(volume, shape)?, Origin::Made),
+        };
+        let info = control.dev_info();
+        let target = UblkDev::new(
+            TARGET_TYPE.to_owned(),
+            |device: &mut UblkDev| {
+                device.tgt.dev_size = shape.size_bytes;
+                device.tgt.params = shape.params();
+                device.set_target_json(serde_json::json!({
+                    "volume": volume.to_string(),
+                    "name": name,
+                }));
+                Ok(())
+            },
+            &control,
+        );
+        let device = target.map_err(|error| DeviceError::Refused {
+            doing: format!("open {}", control.get_cdev_path()),
+            source: plain(error),
+        })?;
+        let failure = Failure::default();
+        let mut this = Self {
+            control,
+            device: Arc::new(device),
+            queues: Vec::new(),
+            closed: Arc::new(EventFd::new(false).map_err(DeviceError::io("create an eventfd"))?),
+            origin,
+        };
+        this.spawn_queues(info.nr_hw_queues, &failure, make_lane)?;
+        let started = check("start the device", this.control.start_dev(&this.device));
+        let failed = failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Err(error) = failed.map_or(started, Err) {
+            if origin == Origin::Made {
+                let _ = this.remove();
+            } else {
+                this.leave();
+            }
+            return Err(error);
+        }
+        // From here on only `remove` removes it.
+        this.control.disown();
+        if origin == Origin::TakenOver {
+            this.adopt_size(shape)?;
+        }
+        Ok(this)
+    }
+
+    /// Its block device.
+    #[must_use]
+    pub fn path(&self) -> String {
+        self.control.get_bdev_path()
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.control.dev_info().dev_id
+    }
+
+    /// Made or taken over?
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Fires when a queue has ended, which without [`Device::remove`] means that someone else
+    /// stopped the device. Nonblocking.
+    #[must_use]
+    pub fn closed(&self) -> &Arc<EventFd> {
+        &self.closed
+    }
+
+    /// Changes the size under its users. Kernels before 6.16 cannot.
+    pub fn resize(&self, size_bytes: u64) -> Result<(), DeviceError> {
+        let features = self.control.get_driver_features().unwrap_or(0);
+        if features & u64::from(sys::UBLK_F_UPDATE_SIZE) == 0 {
+            return Err(DeviceError::Refused {
+                doing: format!("resize {} without detaching it", self.path()),
+                source: std::io::Error::other("the kernel is too old (6.16 or later)"),
+            });
+        }
+        check(
+            &format!("resize {}", self.path()),
+            self.control.update_size(size_bytes),
+        )
+    }
+
+    /// Stops the device (requests in flight are answered first), ends the queues, removes it. Its
+    /// users, if there are any, get errors from now on.
+    pub fn remove(self) -> Result<(), DeviceError> {
+        let path = self.path();
+        let Self {
+            control,
+            device,
+            queues,
+            ..
+        } = self;
+        // Already stopped or removed by someone else: what remains to be done is the same.
+        let stopped = check(&format!("stop {path}"), control.kill_dev());
+        for queue in queues {
+            // A queue that panics aborts the process.
+            let _ = queue.join();
+        }
+        // The driver waits until nobody has its character device open.
+        drop(device);
+        match check(&format!("remove {path}"), control.del_dev()) {
+            Err(DeviceError::Refused { source, .. })
+                if source.raw_os_error() == Some(libc::ENODEV) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(()) => stopped,
+        }
+    }
+
+    /// Lets go of the device without removing it. The queues serve on until the process ends, and
+    /// then the device waits for a successor.
+    pub fn leave(self) {
+        self.control.disown();
+    }
+
+    /// A device of this volume to be taken over. Clears away a dead one.
+    fn waiting(volume: VolumeId) -> Result<Option<Leftover>, DeviceError> {
+        let Some(leftover) = find(volume)? else {
+            return Ok(None);
+        };
+        match leftover.state {
+            LeftoverState::Waiting => Ok(Some(leftover)),
+            LeftoverState::Served => Err(DeviceError::Served {
+                path: leftover.path(),
+                pid: leftover.pid,
+            }),
+            LeftoverState::Dead => delete(&leftover).map(|()| None),
+        }
+    }
+
+    fn add(volume: VolumeId, shape: &DeviceShape) -> Result<UblkCtrl, DeviceError> {
+        Self::builder(shape.queues, shape.depth)
+            .ctrl_target_flags(fingerprint(volume))
+            .dev_flags(UblkFlags::UBLK_DEV_F_ADD_DEV)
+            .build()
+            .map_err(Self::refused("add a device"))
+    }
+
+    fn take_over(leftover: &Leftover) -> Result<UblkCtrl, DeviceError> {
+        let id = i32::try_from(leftover.id);
+        let id = id.unwrap_or_else(|_| panic!("the driver numbers devices from 0"));
+        let path = leftover.path();
+        let first = UblkCtrl::new_simple(id).map_err(Self::refused(&format!("look at {path}")))?;
+        // Waits while the dead front is being cleaned up.
+        check(&format!("take over {path}"), first.start_user_recover())?;
+        Self::builder(leftover.queues, leftover.depth)
+            .id(id)
+            .dev_flags(UblkFlags::UBLK_DEV_F_RECOVER_DEV)
+            .build()
+            .map_err(Self::refused(&format!("take over {path}")))
+    }
+
+    fn builder(queues: u16, depth: u16) -> UblkCtrlBuilder<'static> {
+        UblkCtrlBuilder::default()
+            .name(TARGET_TYPE)
+            .nr_queues(queues)
+            .depth(depth)
+            .io_buf_bytes(IO_BYTES_MAX)
+            .ctrl_flags(DeviceShape::flags())
+    }
+
+    fn refused(doing: &str) -> impl FnOnce(UblkError) -> DeviceError {
+        let doing = doing.to_owned();
+        move |error| DeviceError::Refused {
+            doing,
+            source: plain(error),
+        }
+    }
+
+    /// One thread per queue, on the CPUs whose requests it gets.
+    fn spawn_queues<L, M>(
+        &mut self,
+        count: u16,
+        failure: &Failure,
+        make_lane: M,
+    ) -> Result<(), DeviceError>
+    where
+        L: Lane + 'static,
+        M: Fn(u16) -> Result<L, String> + Send + Sync + 'static,
+    {
+        let make_lane = Arc::new(make_lane);
+        let (ready, started) = flume::bounded(usize::from(count));
+        for queue in 0..count {
+            let device = Arc::clone(&self.device);
+            let make_lane = Arc::clone(&make_lane);
+            let (failure, closed, ready) = (failure.clone(), self.closed.clone(), ready.clone());
+            let thread = std::thread::Builder::new().name(format!("queue-{queue}"));
+            let thread = thread.spawn(move || {
+                let guard = AbortOnPanic;
+                let _ = ready.send((queue, UblkCtrl::init_queue_thread()));
+                serve_queue(queue, &device, &*make_lane, &failure);
+                closed.wake();
+                std::mem::forget(guard);
+            });
+            self.queues
+                .push(thread.map_err(DeviceError::io("start a queue's thread"))?);
+        }
+        for _ in 0..count {
+            let Ok((queue, thread)) = started.recv() else {
+                break;
+            };
+            self.control.set_thread_affinity(queue, thread);
+            let configured = self.control.configure_queue(&self.device, queue, thread);
+            check("record a queue's thread", configured)?;
+        }
+        Ok(())
+    }
+
+    /// The volume may have been resized while nobody served the device.
+    fn adopt_size(&self, shape: &DeviceShape) -> Result<(), DeviceError> {
+        let mut params = sys::ublk_params::default();
+        check(
+            "read the device's parameters",
+            self.control.get_params(&mut params),
+        )?;
+        if params.basic.dev_sectors * 512 == shape.size_bytes {
+            return Ok(());
+        }
+        self.resize(shape.size_bytes)
+    }
+}
+
+/// Runs on a queue's thread, to the end of the device.
+fn serve_queue<L: Lane>(
+    id: u16,
+    device: &UblkDev,
+    make_lane: &(impl Fn(u16) -> Result<L, String> + ?Sized),
+    failure: &Failure,
+) {
+    let queue = make_lane(id)
+        .and_then(|lane| Queue::new(id, device, lane).map_err(|error| error.to_string()));
+    match queue {
+        Ok(queue) => {
+            if let Err(error) = queue.run() {
+                // Requests of this queue would hang for ever in a front that goes on.
+                tracing::error!(queue = id, %error, "queue failed; the front ends at once");
+                std::process::abort();
+            }
+        }
+        Err(why) => {
+            *failure.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(DeviceError::Queue { queue: id, why });
+            // Wakes the thread that waits to start the device; libublk has no other word for it.
+            device.notify_buffer_registration_complete(true);
+        }
+    }
+}
+
+/// A queue that panics takes the whole front with it, so that the device gets a successor instead
+/// of hanging with one queue missing.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        std::process::abort();
+    }
+}
