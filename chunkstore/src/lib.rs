@@ -5,3 +5,5 @@
 
 pub mod core;
 pub mod disk;
+#[cfg(feature = "shell")]
+pub mod shell;

@@ -195,15 +195,16 @@ impl State {
     fn commit(&mut self, session: u64, writes: &[Write]) -> Result<Vec<KvVersion>, CommitError> {
         // Conditions see the transaction's earlier members, as in ZooKeeper; a failing one undoes
         // them. Keys are few, so the undo is a copy of the touched ones.
-        let mut staged: BTreeMap<&str, Option<(Vec<u8>, KvVersion, Option<u64>)>> = BTreeMap::new();
+        let mut staged: BTreeMap<&str, Option<Entry>> = BTreeMap::new();
         let mut versions = Vec::with_capacity(writes.len());
         let mut last_version = self.last_version;
         for write in writes {
             let key = write.key();
             let now = match staged.get(key) {
-                Some(staged) => staged.as_ref().map(|(_, version, session)| (*version, *session)),
-                None => self.keys.get(key).map(|entry| (entry.version, entry.session)),
-            };
+                Some(staged) => staged.as_ref(),
+                None => self.keys.get(key),
+            }
+            .map(|entry| (entry.version, entry.session));
             let holds = match write {
                 Write::Create { .. } => now.is_none(),
                 Write::Set { expected, .. }
@@ -219,41 +220,35 @@ impl State {
             }
             last_version += 1;
             let next = KvVersion(last_version);
-            versions.push(match write {
+            let (bytes, session) = match write {
                 Write::Create {
                     bytes, ephemeral, ..
-                } => {
-                    let owner = ephemeral.then_some(session);
-                    staged.insert(key, Some((bytes.clone(), next, owner)));
-                    next
-                }
-                Write::Set { bytes, .. } => {
-                    let owner = now.and_then(|(_, owner)| owner);
-                    staged.insert(key, Some((bytes.clone(), next, owner)));
-                    next
-                }
+                } => (bytes, ephemeral.then_some(session)),
+                Write::Set { bytes, .. } => (bytes, now.and_then(|(_, session)| session)),
                 Write::Delete { .. } => {
                     staged.insert(key, None);
-                    next
+                    versions.push(next);
+                    continue;
                 }
-                Write::Check { expected, .. } => *expected,
-            });
+                Write::Check { expected, .. } => {
+                    versions.push(*expected);
+                    continue;
+                }
+            };
+            let entry = Entry {
+                bytes: bytes.clone(),
+                version: next,
+                session,
+            };
+            staged.insert(key, Some(entry));
+            versions.push(next);
         }
         self.last_version = last_version;
-        for (key, value) in staged {
-            match value {
-                Some((bytes, version, session)) => {
-                    let entry = Entry {
-                        bytes,
-                        version,
-                        session,
-                    };
-                    self.keys.insert(key.to_owned(), entry);
-                }
-                None => {
-                    self.keys.remove(key);
-                }
-            }
+        for (key, entry) in staged {
+            match entry {
+                Some(entry) => self.keys.insert(key.to_owned(), entry),
+                None => self.keys.remove(key),
+            };
             self.touch(key);
         }
         Ok(versions)

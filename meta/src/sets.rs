@@ -210,8 +210,8 @@ impl SetTable {
 pub(crate) struct Interner {
     by_content: HashMap<ReplicaList, SetIndex>,
     free: Vec<u16>,
-    /// Sets there were when it was built.
-    built_with: usize,
+    /// Sets made since it was built.
+    made: usize,
 }
 
 /// The table is full.
@@ -229,15 +229,16 @@ impl Interner {
             .collect();
         free.reverse();
         Self {
-            built_with: table.live().count(),
+            made: 0,
             by_content,
             free,
         }
     }
 
-    /// Whether most numbers were taken since it was built, so that sweeping may be worth it.
-    pub(crate) fn is_tight(&self) -> bool {
-        self.free.is_empty() && self.by_content.len() > self.built_with.max(SETS_MAX / 2) * 3 / 2
+    /// Whether the table is nearly full, perhaps of sets that only need to be swept. One change
+    /// rarely makes more sets than are left then.
+    pub(crate) fn is_tight(&self, table: &SetTable) -> bool {
+        self.made > 0 && SETS_MAX - table.sets.len() + self.free.len() < SETS_MAX / 16
     }
 
     pub(crate) fn intern(
@@ -263,6 +264,7 @@ impl Interner {
             SetIndex(at)
         };
         self.by_content.insert(list, set);
+        self.made += 1;
         Ok(set)
     }
 }

@@ -197,10 +197,16 @@ fn open_exclusive(path: &Path) -> Result<FileDisk, Error> {
 /// Something that is neither empty nor ours is somebody's.
 fn check_empty(path: &Path) -> Result<(), Error> {
     let mut disk = FileDisk::open(path, Access::Read).map_err(io_error("open", path))?;
-    match NodeSuperblock::read(&mut disk) {
-        Err(NodeError::NotFormatted) => {}
-        // A node, damaged or not: the disk layer's message names it.
-        _ => return Ok(()),
+    let node = match NodeSuperblock::read(&mut disk) {
+        Err(NodeError::NotFormatted) => None,
+        Ok(NodeSuperblock { node, name, site, .. }) => {
+            Some(FormatError::Formatted { node, name, site })
+        }
+        Err(error) => Some(FormatError::Unreadable(error)),
+    };
+    if let Some(source) = node {
+        let path = path.to_owned();
+        return Err(Error::Format { path, source });
     }
     let mut head = vec![0u8; 1 << 20];
     let bytes = usize::try_from(disk.size()).unwrap_or(head.len()).min(head.len());

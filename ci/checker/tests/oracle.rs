@@ -385,7 +385,7 @@ impl Register {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
 
     #[test]
     fn equals_the_search_through_every_order((ops, _) in tiny_history()) {

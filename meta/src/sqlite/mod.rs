@@ -203,6 +203,7 @@ impl Inner {
             }
             return Ok(session);
         }
+        self.bury_dead_sessions(owner)?;
         self.db
             .execute(
                 "INSERT INTO session (boot, namespace, pid, started, deadline_ms) \
@@ -213,6 +214,28 @@ impl Inner {
         let session = self.db.last_insert_rowid();
         self.session = Some(session);
         Ok(session)
+    }
+
+    /// Removes what sessions that are over have left, so that it does not pile up.
+    fn bury_dead_sessions(&mut self, here: &Owner) -> Result<(), MetaError> {
+        let txn = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(backend)?;
+        let sessions: Vec<i64> = txn
+            .prepare_cached("SELECT id FROM session")
+            .and_then(|mut statement| {
+                let ids = statement.query_map([], |row| row.get(0))?;
+                ids.collect()
+            })
+            .map_err(backend)?;
+        for session in sessions {
+            if !session_lives(&txn, session, here)? {
+                run(&txn, "DELETE FROM kv WHERE session = ?1", &[&session])?;
+                run(&txn, "DELETE FROM session WHERE id = ?1", &[&session])?;
+            }
+        }
+        txn.commit().map_err(backend)
     }
 
     /// Like [`Inner::hold_session`], if there is a session; it keeps a handle whose session ended

@@ -3,7 +3,7 @@
 use super::{MapUpdate, TransitionError, finish};
 use crate::map::{VolumeMap, chunk_range, shard_base, shard_pieces};
 use crate::record::{NodeHealth, ReplicaState};
-use crate::sets::{Interner, ReplicaList, SETS_MAX, SetIndex};
+use crate::sets::{Interner, ReplicaList, SetIndex};
 use crate::shard::Shard;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -157,7 +157,7 @@ pub fn apply(map: &VolumeMap, changes: &[Change]) -> Result<MapUpdate, Transitio
         if map.head.deleting && matches!(change, Change::AddLocation { .. }) {
             return Err(TransitionError::Deleting);
         }
-        if next.sets.sets().len() > SETS_MAX / 2 && interner.is_tight() {
+        if interner.is_tight(&next.sets) {
             next.sets.collect_garbage();
             interner = Interner::new(&next.sets);
         }

@@ -23,7 +23,9 @@ impl Now {
     /// A later reading.
     #[must_use]
     pub fn after(self, pause: Duration) -> Now {
-        Now(self.0.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX)))
+        Now(self
+            .0
+            .saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::transition;
 use ukai_meta::{CommitError, MetaError, NodeHealth, ReplicaState};
-use ukai_proto::message::{ChunkRange, PullMode, Pulled, Pull, chunk_list};
+use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, chunk_list};
 use ukai_proto::{ChunkIndex, Frame, Generation, Header, NodeId, Opcode, Status};
 
 /// What the fakes hold and have seen.
@@ -42,7 +42,7 @@ impl World {
             now: Now(1),
             map,
             up: [PEER_A, PEER_B].into(),
-            run_start: [(PEER_A, 1), (PEER_B, 1)].into(),
+            run_start: [(PEER_A, 1), (PEER_B, 1), (PEER_C, 1)].into(),
             intents: BTreeMap::new(),
             written: BTreeMap::new(),
             differ: BTreeSet::new(),
@@ -80,7 +80,11 @@ impl World {
         }
     }
 
-    fn act(&mut self, action: ControlAction, events: &mut std::collections::VecDeque<ControlEvent>) {
+    fn act(
+        &mut self,
+        action: ControlAction,
+        events: &mut std::collections::VecDeque<ControlEvent>,
+    ) {
         match action {
             ControlAction::Peers(peers) => {
                 for index in 0..peers.len() {
@@ -92,7 +96,7 @@ impl World {
                 }
             }
             ControlAction::MetaLoad(id) => {
-                let nodes = vec![record(A, "a"), record(B, "b")];
+                let nodes = vec![record(A, "a"), record(B, "b"), record(C, "c")];
                 let outcome = if self.meta_down {
                     MetaOutcome::Failed(MetaError::Unavailable("down".into()).into())
                 } else {
@@ -120,8 +124,12 @@ impl World {
             }
             ControlAction::Order(lane, order) => {
                 let report = match &order {
-                    LaneOrder::Prepare { epoch, .. } => Some(LaneReport::Prepared { epoch: *epoch }),
-                    LaneOrder::Install { epoch, .. } => Some(LaneReport::Installed { epoch: *epoch }),
+                    LaneOrder::Prepare { epoch, .. } => {
+                        Some(LaneReport::Prepared { epoch: *epoch })
+                    }
+                    LaneOrder::Install { epoch, .. } => {
+                        Some(LaneReport::Installed { epoch: *epoch })
+                    }
                     LaneOrder::Fail => None,
                 };
                 self.orders.push(order);
@@ -138,11 +146,19 @@ impl World {
     fn answer(&mut self, peer: PeerIndex, header: &Header, aux: &[u8]) -> Option<Frame<Vec<u8>>> {
         let list = match header.opcode {
             Opcode::Fence => chunk_list(&self.intents.get(&peer).cloned().unwrap_or_default()),
-            Opcode::WrittenSince => chunk_list(&self.written.get(&peer).cloned().unwrap_or_default()),
+            Opcode::WrittenSince => {
+                chunk_list(&self.written.get(&peer).cloned().unwrap_or_default())
+            }
             Opcode::Pull => {
-                self.pulls.push((peer, header.chunk, Pull::decode(aux).unwrap()));
+                self.pulls
+                    .push((peer, header.chunk, Pull::decode(aux).unwrap()));
                 let sectors_copied = u32::from(self.differ.remove(&header.chunk));
-                Pulled { sectors_compared: 1024, sectors_copied, sectors_bad: 0 }.encode()
+                Pulled {
+                    sectors_compared: 1024,
+                    sectors_copied,
+                    sectors_bad: 0,
+                }
+                .encode()
             }
             _ => Vec::new(),
         };
@@ -165,7 +181,10 @@ impl World {
         self.run_start.insert(peer, start);
         let incarnation = run(start);
         self.event(ControlEvent::PeerUp { peer, incarnation });
-        self.event(ControlEvent::Lane(LaneId(0), LaneReport::PeerUp { peer, incarnation }));
+        self.event(ControlEvent::Lane(
+            LaneId(0),
+            LaneReport::PeerUp { peer, incarnation },
+        ));
     }
 
     fn state(&self, node: NodeId) -> Option<ReplicaState> {
@@ -173,11 +192,17 @@ impl World {
     }
 
     fn count(&self, opcode: Opcode) -> usize {
-        self.seen.iter().filter(|(_, seen, _)| *seen == opcode).count()
+        self.seen
+            .iter()
+            .filter(|(_, seen, _)| *seen == opcode)
+            .count()
     }
 }
 
-const ALL: ChunkRange = ChunkRange { start: ChunkIndex(0), count: 16 };
+const ALL: ChunkRange = ChunkRange {
+    start: ChunkIndex(0),
+    count: 16,
+};
 
 #[test]
 fn attach_takes_a_token_and_fences_every_node() {
@@ -186,19 +211,35 @@ fn attach_takes_a_token_and_fences_every_node() {
     assert!(world.ready);
     assert_eq!(world.count(Opcode::Fence), 2);
     assert_eq!(world.map.head.token.0, 1);
-    assert_eq!(world.count(Opcode::Pull), 0, "no intents, nothing to reconcile");
+    assert_eq!(
+        world.count(Opcode::Pull),
+        0,
+        "no intents, nothing to reconcile"
+    );
 }
 
 #[test]
 fn open_intents_are_reconciled_both_ways_before_serving() {
     let mut world = World::new(fresh());
-    world.intents.insert(PEER_B, vec![ChunkIndex(3), ChunkIndex(99)]);
+    world
+        .intents
+        .insert(PEER_B, vec![ChunkIndex(3), ChunkIndex(99)]);
     world.event(ControlEvent::Start);
     assert!(world.ready);
-    let mut pulls: Vec<_> = world.pulls.iter().map(|(p, c, pull)| (*p, *c, pull.mode)).collect();
+    let mut pulls: Vec<_> = world
+        .pulls
+        .iter()
+        .map(|(p, c, pull)| (*p, *c, pull.mode))
+        .collect();
     pulls.sort_by_key(|(peer, ..)| *peer);
     let newer = PullMode::Newer;
-    assert_eq!(pulls, [(PEER_A, ChunkIndex(3), newer), (PEER_B, ChunkIndex(3), newer)]);
+    assert_eq!(
+        pulls,
+        [
+            (PEER_A, ChunkIndex(3), newer),
+            (PEER_B, ChunkIndex(3), newer)
+        ]
+    );
 }
 
 #[test]
@@ -218,12 +259,19 @@ fn a_node_missing_at_attach_is_recorded_stale_and_the_last_one_is_waited_for() {
         world.pass(Duration::from_secs(5));
     }
     assert!(!world.ready);
-    assert!(matches!(world.ended, Some(Err(ControlError::Unreachable(_)))), "{:?}", world.ended);
+    assert!(
+        matches!(world.ended, Some(Err(ControlError::Unreachable(_)))),
+        "{:?}",
+        world.ended
+    );
 }
 
 #[test]
 fn an_attached_volume_is_refused_without_force() {
-    let other = ukai_meta::Attach { front: [9; 16], ..holder() };
+    let other = ukai_meta::Attach {
+        front: [9; 16],
+        ..holder()
+    };
     let map = committed(transition::attach(&fresh(), other, false).unwrap());
     let mut world = World::new(map);
     world.event(ControlEvent::Start);
@@ -236,21 +284,44 @@ fn a_lost_node_goes_stale_after_the_grace_and_comes_back_by_resync_of_what_was_w
     let generation = world.map.head.generation;
     world.lose(PEER_B);
     world.pass(Duration::from_millis(100));
-    assert_eq!(world.state(B), Some(ReplicaState::InSync), "within the grace");
+    assert_eq!(
+        world.state(B),
+        Some(ReplicaState::InSync),
+        "within the grace"
+    );
     world.pass(Duration::from_secs(1));
     assert_eq!(world.state(B), Some(ReplicaState::Stale));
     let stale = Some(NodeHealth::Stale { since: generation });
-    assert_eq!(world.map.health(B), stale, "since the generation that lanes ran under");
+    assert_eq!(
+        world.map.health(B),
+        stale,
+        "since the generation that lanes ran under"
+    );
 
-    world.written.insert(PEER_A, vec![ChunkIndex(1), ChunkIndex(5)]);
+    world
+        .written
+        .insert(PEER_A, vec![ChunkIndex(1), ChunkIndex(5)]);
     world.differ.insert(ChunkIndex(5));
     world.restore(PEER_B, 2);
     world.pass(Duration::from_secs(2));
     world.pass(Duration::from_millis(100));
     assert_eq!(world.state(B), Some(ReplicaState::InSync));
-    let copies: Vec<_> = world.pulls.iter().map(|(peer, chunk, _)| (*peer, chunk.0)).collect();
-    assert_eq!(copies, [(PEER_B, 1), (PEER_B, 5), (PEER_B, 5)], "5 again, until it is equal");
-    assert!(world.pulls.iter().all(|(_, _, p)| p.mode == PullMode::Mirror && p.source == A));
+    let copies: Vec<_> = world
+        .pulls
+        .iter()
+        .map(|(peer, chunk, _)| (*peer, chunk.0))
+        .collect();
+    assert_eq!(
+        copies,
+        [(PEER_B, 1), (PEER_B, 5), (PEER_B, 5)],
+        "5 again, until it is equal"
+    );
+    assert!(
+        world
+            .pulls
+            .iter()
+            .all(|(_, _, p)| p.mode == PullMode::Mirror && p.source == A)
+    );
 }
 
 #[test]
@@ -286,11 +357,18 @@ fn without_metadata_a_lost_node_is_not_left_out() {
     world.lose(PEER_B);
     world.pass(Duration::from_secs(1));
     world.pass(Duration::from_secs(3));
-    assert!(world.orders.is_empty(), "acks wait (I1): {:?}", world.orders);
+    assert!(
+        world.orders.is_empty(),
+        "acks wait (I1): {:?}",
+        world.orders
+    );
     world.meta_down = false;
     world.pass(Duration::from_secs(3));
     assert_eq!(world.state(B), Some(ReplicaState::Stale));
-    assert!(matches!(world.orders.last(), Some(LaneOrder::Install { .. })));
+    assert!(matches!(
+        world.orders.last(),
+        Some(LaneOrder::Install { .. })
+    ));
 }
 
 #[test]
@@ -329,9 +407,30 @@ fn an_added_location_is_filled_and_promoted() {
 }
 
 #[test]
+fn a_location_on_an_unknown_node_is_fenced_before_lanes_write_to_it() {
+    let mut world = World::serving();
+    world.map = committed(transition::add_location(&world.map, ALL, C).unwrap());
+    world.orders.clear();
+    world.event(ControlEvent::MapChanged);
+    assert!(
+        world.orders.is_empty(),
+        "C is not fenced yet: {:?}",
+        world.orders
+    );
+    world.restore(PEER_C, 1);
+    world.pass(Duration::from_millis(100));
+    assert!(world.seen.contains(&(PEER_C, Opcode::Fence, ChunkIndex(0))));
+    assert_eq!(world.state(C), Some(ReplicaState::InSync));
+    assert_eq!(world.map.head.health, []);
+}
+
+#[test]
 fn a_new_token_in_the_map_stops_this_front() {
     let mut world = World::serving();
-    let other = ukai_meta::Attach { front: [9; 16], ..holder() };
+    let other = ukai_meta::Attach {
+        front: [9; 16],
+        ..holder()
+    };
     world.map = committed(transition::attach(&world.map, other, true).unwrap());
     world.event(ControlEvent::MapChanged);
     assert_eq!(world.ended, Some(Err(ControlError::Fenced)));
@@ -345,12 +444,19 @@ fn a_barrier_waits_for_every_lane() {
     world.lose(PEER_B);
     world.pass(Duration::from_secs(1));
     let last = world.orders.last().cloned();
-    let Some(LaneOrder::Prepare { epoch, lost }) = last else { panic!("{last:?}") };
+    let Some(LaneOrder::Prepare { epoch, lost }) = last else {
+        panic!("{last:?}")
+    };
     assert_eq!(lost, [B]);
     world.lane_stuck = false;
-    world.event(ControlEvent::Lane(LaneId(0), LaneReport::Prepared { epoch }));
+    world.event(ControlEvent::Lane(
+        LaneId(0),
+        LaneReport::Prepared { epoch },
+    ));
     let last = world.orders.last().cloned();
-    let Some(LaneOrder::Install { config, .. }) = last else { panic!("{last:?}") };
+    let Some(LaneOrder::Install { config, .. }) = last else {
+        panic!("{last:?}")
+    };
     assert!(config.generation > Generation(2));
 }
 
@@ -360,7 +466,10 @@ fn detach_flushes_settles_and_gives_back() {
     world.event(ControlEvent::LaneRemoved(LaneId(0)));
     world.event(ControlEvent::Detach);
     world.pass(Duration::from_millis(100));
-    assert_eq!((world.count(Opcode::Flush), world.count(Opcode::Settled)), (2, 2));
+    assert_eq!(
+        (world.count(Opcode::Flush), world.count(Opcode::Settled)),
+        (2, 2)
+    );
     assert_eq!(world.ended, Some(Ok(())));
     assert_eq!(world.map.head.attach, None);
 }

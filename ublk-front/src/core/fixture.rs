@@ -11,11 +11,16 @@ use ukai_proto::{BootId, Incarnation, NodeId, ShardIndex, VolumeId};
 pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
 pub(super) const A: NodeId = NodeId([0xa; 16]);
 pub(super) const B: NodeId = NodeId([0xb; 16]);
+pub(super) const C: NodeId = NodeId([0xc; 16]);
 pub(super) const PEER_A: PeerIndex = PeerIndex(0);
 pub(super) const PEER_B: PeerIndex = PeerIndex(1);
+pub(super) const PEER_C: PeerIndex = PeerIndex(2);
 
 pub(super) fn run(start: u64) -> Incarnation {
-    Incarnation { boot: BootId([1; 16]), start }
+    Incarnation {
+        boot: BootId([1; 16]),
+        start,
+    }
 }
 
 pub(super) fn committed(update: MapUpdate) -> VolumeMap {
@@ -24,12 +29,19 @@ pub(super) fn committed(update: MapUpdate) -> VolumeMap {
 }
 
 pub(super) fn holder() -> Attach {
-    Attach { host: "h1".into(), boot: BootId([1; 16]), front: [3; 16] }
+    Attach {
+        host: "h1".into(),
+        boot: BootId([1; 16]),
+        front: [3; 16],
+    }
 }
 
 /// 64 MiB in 4 MiB chunks, copies on A and B.
 pub(super) fn fresh() -> VolumeMap {
-    let rule = |site: &str| PlaceRule { site: site.into(), copies: 1 };
+    let rule = |site: &str| PlaceRule {
+        site: site.into(),
+        copies: 1,
+    };
     let new = NewVolume {
         volume: VOLUME,
         name: "v".into(),
@@ -59,7 +71,10 @@ pub(super) fn record(node: NodeId, name: &str) -> NodeState {
             capacity_bytes: 1 << 30,
             draining: false,
         },
-        live: Some(NodeLive { incarnation: run(1), used_bytes: 0 }),
+        live: Some(NodeLive {
+            incarnation: run(1),
+            used_bytes: 0,
+        }),
     }
 }
 

@@ -645,6 +645,10 @@ impl LaneCore {
         if !piece.live {
             return;
         }
+        assert!(
+            !piece.targets.is_empty(),
+            "a piece that nobody serves is ended, not checked (I1)"
+        );
         if piece.targets.iter().all(|t| t.state == TargetState::Acked) {
             self.end_piece(now, index, Ok(()), out);
         } else if piece

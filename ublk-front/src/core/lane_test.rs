@@ -19,11 +19,22 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let lane = LaneCore::new(LaneId(0), Arc::new(SharedSeq::default()), LaneLimits::default());
-        let mut bench = Self { lane, out: Vec::new(), now: Now(1) };
+        let lane = LaneCore::new(
+            LaneId(0),
+            Arc::new(SharedSeq::default()),
+            LaneLimits::default(),
+        );
+        let mut bench = Self {
+            lane,
+            out: Vec::new(),
+            now: Now(1),
+        };
         bench.up(PEER_A, 1);
         bench.up(PEER_B, 1);
-        bench.order(LaneOrder::Install { epoch: 1, config: config(attached()) });
+        bench.order(LaneOrder::Install {
+            epoch: 1,
+            config: config(attached()),
+        });
         bench.out.clear();
         bench
     }
@@ -41,7 +52,12 @@ impl Bench {
     }
 
     fn guest(&mut self, tag: u32, op: GuestOp, sector: u64, count: u32) {
-        let io = GuestIo { tag: GuestTag(tag), op, sector, count };
+        let io = GuestIo {
+            tag: GuestTag(tag),
+            op,
+            sector,
+            count,
+        };
         let data = match op {
             GuestOp::Write { .. } => vec![tag as u8; count as usize * SECTOR_BYTES],
             _ => Vec::new(),
@@ -56,8 +72,9 @@ impl Bench {
     /// Frames to send since the last call.
     fn sent(&mut self) -> Vec<(PeerIndex, Header)> {
         let taken = std::mem::take(&mut self.out);
-        let (sent, rest): (Vec<_>, Vec<_>) =
-            taken.into_iter().partition(|action| matches!(action, LaneAction::Send { .. }));
+        let (sent, rest): (Vec<_>, Vec<_>) = taken
+            .into_iter()
+            .partition(|action| matches!(action, LaneAction::Send { .. }));
         self.out = rest;
         sent.into_iter()
             .map(|action| match action {
@@ -69,7 +86,8 @@ impl Bench {
 
     fn answer(&mut self, (peer, header): &(PeerIndex, Header), status: Status) {
         let reply = header.reply(status);
-        self.lane.peer_frame(self.now, *peer, &reply, &[], &[], &mut self.out);
+        self.lane
+            .peer_frame(self.now, *peer, &reply, &[], &[], &mut self.out);
     }
 
     fn answer_read(&mut self, (peer, header): &(PeerIndex, Header), data: &[u8], crc: u32) {
@@ -77,7 +95,8 @@ impl Bench {
         reply.flags = reply.flags.with(Flags::DATA);
         assert!(self.lane.read_target(&reply).is_some());
         let aux = crc_table(0, std::iter::once(crc));
-        self.lane.peer_frame(self.now, *peer, &reply, &aux, data, &mut self.out);
+        self.lane
+            .peer_frame(self.now, *peer, &reply, &aux, data, &mut self.out);
     }
 
     fn completed(&mut self) -> Vec<(u32, Result<(), GuestError>)> {
@@ -110,8 +129,14 @@ fn a_write_is_answered_when_every_in_sync_replica_has_it() {
     let mut bench = Bench::new();
     bench.write(3, 9);
     let sent = bench.sent();
-    assert_eq!(sent.iter().map(|(peer, _)| *peer).collect::<Vec<_>>(), [PEER_A, PEER_B]);
-    assert!(sent.iter().all(|(_, h)| h.opcode == Opcode::Write && h.seq.0 == 1 && h.sector.0 == 9));
+    assert_eq!(
+        sent.iter().map(|(peer, _)| *peer).collect::<Vec<_>>(),
+        [PEER_A, PEER_B]
+    );
+    assert!(
+        sent.iter()
+            .all(|(_, h)| h.opcode == Opcode::Write && h.seq.0 == 1 && h.sector.0 == 9)
+    );
     bench.answer(&sent[0], Status::Ok);
     assert_eq!(bench.completed(), [], "one replica lacks it (I1)");
     bench.answer(&sent[1], Status::Ok);
@@ -125,14 +150,30 @@ fn a_lost_node_holds_acks_until_a_configuration_without_it() {
     let sent = bench.sent();
     bench.answer(&sent[0], Status::Ok);
     bench.down(PEER_B);
-    bench.order(LaneOrder::Prepare { epoch: 2, lost: vec![] });
-    assert!(!bench.reports().contains(&LaneReport::Prepared { epoch: 2 }), "B is waited for");
-    bench.order(LaneOrder::Prepare { epoch: 2, lost: vec![B] });
+    bench.order(LaneOrder::Prepare {
+        epoch: 2,
+        lost: vec![],
+    });
+    assert!(
+        !bench.reports().contains(&LaneReport::Prepared { epoch: 2 }),
+        "B is waited for"
+    );
+    bench.order(LaneOrder::Prepare {
+        epoch: 2,
+        lost: vec![B],
+    });
     assert!(bench.reports().contains(&LaneReport::Prepared { epoch: 2 }));
     bench.write(1, 1);
-    assert_eq!((bench.sent().len(), bench.completed()), (0, vec![]), "held behind the barrier");
+    assert_eq!(
+        (bench.sent().len(), bench.completed()),
+        (0, vec![]),
+        "held behind the barrier"
+    );
     let stale = committed(transition::mark_stale(&attached(), &[B]).unwrap());
-    bench.order(LaneOrder::Install { epoch: 2, config: config(stale) });
+    bench.order(LaneOrder::Install {
+        epoch: 2,
+        config: config(stale),
+    });
     assert_eq!(bench.completed(), [(0, Ok(()))]);
     let sent = bench.sent();
     assert_eq!(sent.len(), 1, "{sent:?}");
@@ -160,7 +201,11 @@ fn another_run_of_a_node_gets_nothing() {
     bench.down(PEER_B);
     bench.up(PEER_B, 2);
     bench.write(0, 0);
-    assert_eq!(bench.sent().len(), 1, "B may have lost writes: control decides");
+    assert_eq!(
+        bench.sent().len(),
+        1,
+        "B may have lost writes: control decides"
+    );
 }
 
 #[test]
@@ -171,12 +216,19 @@ fn a_damaged_read_is_served_by_the_other_replica_and_reported() {
     assert_eq!(first[0].0, PEER_A, "the preferred one");
     let data = vec![9u8; SECTOR_BYTES];
     bench.answer_read(&first[0], &data, crc32c(&data) ^ 1);
-    assert!(matches!(bench.reports()[..], [LaneReport::BadSector { node: A, .. }]));
+    assert!(matches!(
+        bench.reports()[..],
+        [LaneReport::BadSector { node: A, .. }]
+    ));
     let second = bench.sent();
     assert_eq!(second[0].0, PEER_B);
     let mut late = first[0].1.reply(Status::Ok);
     late.flags = late.flags.with(Flags::DATA);
-    assert_eq!(bench.lane.read_target(&late), None, "a late reply must not touch the buffer");
+    assert_eq!(
+        bench.lane.read_target(&late),
+        None,
+        "a late reply must not touch the buffer"
+    );
     bench.answer_read(&second[0], &data, crc32c(&data));
     assert_eq!(bench.completed(), [(0, Ok(()))]);
 }
@@ -201,7 +253,10 @@ fn a_zombie_fails_everything_at_once_and_for_ever() {
     bench.answer(&sent[0], Status::StaleToken);
     let mut done = bench.completed();
     done.sort_by_key(|(tag, _)| *tag);
-    assert_eq!(done, [(0, Err(GuestError::Fenced)), (1, Err(GuestError::Fenced))]);
+    assert_eq!(
+        done,
+        [(0, Err(GuestError::Fenced)), (1, Err(GuestError::Fenced))]
+    );
     assert_eq!(bench.reports(), [LaneReport::Fenced]);
     bench.write(2, 2);
     assert_eq!(bench.completed(), [(2, Err(GuestError::Fenced))]);
@@ -215,7 +270,10 @@ fn a_full_replica_is_reported_and_full_replicas_are_enospc() {
     bench.answer(&sent[0], Status::Ok);
     bench.answer(&sent[1], Status::NoSpace);
     assert_eq!(bench.completed(), []);
-    let failed = LaneReport::ReplicaFailed { node: B, status: Status::NoSpace };
+    let failed = LaneReport::ReplicaFailed {
+        node: B,
+        status: Status::NoSpace,
+    };
     assert_eq!(bench.reports(), [failed]);
     bench.write(1, 1);
     let sent = bench.sent();
@@ -231,7 +289,15 @@ fn requests_outside_the_volume_are_refused() {
     bench.guest(0, GuestOp::Read, sectors, 1);
     bench.guest(1, GuestOp::Read, u64::MAX, 1);
     bench.guest(2, GuestOp::Read, 0, 257);
-    bench.guest(3, GuestOp::Zero { unmap: true, fua: false }, sectors - 1, 2);
+    bench.guest(
+        3,
+        GuestOp::Zero {
+            unmap: true,
+            fua: false,
+        },
+        sectors - 1,
+        2,
+    );
     bench.guest(4, GuestOp::Read, 0, 0);
     assert_eq!(bench.sent().len(), 0);
     assert_eq!(bench.completed().len(), 5);
@@ -241,7 +307,15 @@ fn requests_outside_the_volume_are_refused() {
 fn a_long_discard_goes_out_in_a_window_and_covers_its_range() {
     let mut bench = Bench::new();
     let count = 48 * 256;
-    bench.guest(0, GuestOp::Zero { unmap: true, fua: false }, 128, count);
+    bench.guest(
+        0,
+        GuestOp::Zero {
+            unmap: true,
+            fua: false,
+        },
+        128,
+        count,
+    );
     let mut covered = 0u32;
     loop {
         let sent = bench.sent();
@@ -289,7 +363,11 @@ fn a_silent_peer_is_disconnected() {
     bench.write(0, 0);
     bench.now = bench.now.after(Duration::from_secs(6));
     bench.lane.tick(bench.now, &mut bench.out);
-    let cut = bench.out.iter().filter(|a| matches!(a, LaneAction::Disconnect { .. })).count();
+    let cut = bench
+        .out
+        .iter()
+        .filter(|a| matches!(a, LaneAction::Disconnect { .. }))
+        .count();
     assert_eq!(cut, 2);
 }
 
@@ -301,9 +379,15 @@ fn an_old_generation_waits_for_the_next_installation() {
     bench.answer(&sent[0], Status::StaleMap);
     bench.answer(&sent[1], Status::Ok);
     assert_eq!(bench.reports(), [LaneReport::StaleMap]);
-    bench.order(LaneOrder::Prepare { epoch: 2, lost: vec![] });
+    bench.order(LaneOrder::Prepare {
+        epoch: 2,
+        lost: vec![],
+    });
     assert_eq!(bench.reports(), [LaneReport::Prepared { epoch: 2 }]);
-    bench.order(LaneOrder::Install { epoch: 2, config: config(attached()) });
+    bench.order(LaneOrder::Install {
+        epoch: 2,
+        config: config(attached()),
+    });
     let again = bench.sent();
     assert_eq!(again.len(), 1);
     bench.answer(&again[0], Status::Ok);

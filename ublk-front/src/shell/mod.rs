@@ -10,6 +10,7 @@ pub mod clock;
 pub mod context;
 pub mod inbox;
 pub mod lane;
+pub mod nbd;
 pub mod outbox;
 pub mod peers;
 pub mod ublk;

@@ -55,6 +55,8 @@ pub(super) fn judge(
                 Verdict::Keep
             }
         }
+        // Written since the join began: on its way to this node too, which must answer it.
+        PullMode::Mirror if source.version > ceiling => Verdict::Keep,
         PullMode::Mirror if held.version <= ceiling => Verdict::Take,
         PullMode::Mirror if held_bad => Verdict::Bad,
         PullMode::Mirror => Verdict::Keep,
@@ -149,6 +151,7 @@ mod tests {
         let judge = |a: &_, b: &_| judge(a, b, PullMode::Mirror, ceiling);
         assert_eq!(judge(&state(5, 1, 0), &state(2, 2, 0)), Verdict::Take);
         assert_eq!(judge(&state(6, 1, 0), &state(2, 2, 0)), Verdict::Keep);
+        assert_eq!(judge(&state(2, 1, 0), &state(6, 2, 0)), Verdict::Keep);
         let bad = state(2, 2, SectorState::BAD);
         assert_eq!(judge(&state(3, 2, 0), &bad), Verdict::Bad);
         assert_eq!(judge(&state(2, 2, 0), &bad), Verdict::Keep);

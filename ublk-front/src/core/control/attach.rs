@@ -35,7 +35,7 @@ impl ControlCore {
     pub(super) fn attached(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         self.phase = Phase::Fencing { since: now };
         self.ceiling = Version::new(self.map().head.token, Seq(0));
-        self.learn_nodes(out);
+        self.learn_nodes(now, out);
     }
 
     fn active_nodes(&self) -> Vec<NodeId> {

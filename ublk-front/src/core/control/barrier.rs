@@ -56,7 +56,8 @@ impl ControlCore {
     }
 
     pub(super) fn drive_barrier(&mut self, now: Now, out: &mut Vec<ControlAction>) {
-        if self.barrier.is_none() && (!self.is_installed() || self.reinstall) {
+        let due = !self.is_installed() || self.reinstall;
+        if self.barrier.is_none() && due && !self.awaits_fence(now) {
             self.reinstall = false;
             self.epoch += 1;
             self.barrier = Some(Barrier {
@@ -94,7 +95,7 @@ impl ControlCore {
 
     /// All lanes are drained: everything in flight has ended on every node that is not lost.
     pub(super) fn install(&mut self, now: Now, out: &mut Vec<ControlAction>) {
-        self.learn_nodes(out);
+        self.learn_nodes(now, out);
         self.preference = self.preferred();
         let config = Arc::new(LaneConfig::new(
             Arc::clone(self.map()),

@@ -263,7 +263,7 @@ impl ControlCore {
         }
         self.map = Some(Arc::new(map));
         if attached {
-            self.learn_nodes(out);
+            self.learn_nodes(now, out);
         } else if ours {
             self.attached(now, out); // likewise
         }
@@ -304,8 +304,7 @@ impl ControlCore {
             .is_some_and(|at| now.since(at) < FLAP_WINDOW);
         seen.flaps = if soon { (seen.flaps + 1).min(6) } else { 0 };
         let pause = retry * (1 << seen.flaps);
-        self.sync_retry_at
-            .insert(node, now.after(pause));
+        self.sync_retry_at.insert(node, now.after(pause));
     }
 
     /// Health of every node that is not whole, for status.

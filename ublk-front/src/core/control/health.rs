@@ -42,7 +42,7 @@ pub(super) struct NodeSeen {
 
 impl ControlCore {
     /// Peers and entries for every node of the map; existing ones keep their indices.
-    pub(super) fn learn_nodes(&mut self, out: &mut Vec<ControlAction>) {
+    pub(super) fn learn_nodes(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         let mut peers = (*self.peers).clone();
         for node in self.map().nodes() {
             let Some(record) = self.records.get(&node) else {
@@ -80,7 +80,7 @@ impl ControlCore {
                 .entry(node)
                 .or_default()
                 .down_since
-                .get_or_insert(self.started);
+                .get_or_insert(now);
         }
         if peers != *self.peers {
             self.peers = Arc::new(peers);
@@ -197,6 +197,14 @@ impl ControlCore {
             .collect()
     }
 
+    /// A location was added on a node that is not fenced yet: writes to it would only wait.
+    pub(super) fn awaits_fence(&self, now: Now) -> bool {
+        let lost = self.lost(now);
+        self.nodes.iter().any(|entry| {
+            entry.incarnation.is_none() && self.is_active(entry.node) && !lost.contains(&entry.node)
+        })
+    }
+
     /// A new run on the same boot: nothing acknowledged can be lost, so it is fenced and taken on.
     pub(super) fn restarted(&self, entry: &NodeEntry) -> bool {
         let same_boot = |run: Incarnation| {
@@ -213,15 +221,18 @@ impl ControlCore {
         seen.round_trip = Some(seen.round_trip.map_or(sample, |old| (old * 7 + sample) / 8));
     }
 
-    /// Takes on restarted nodes, measures round trips, reconsiders the read preference.
+    /// Takes on new and restarted nodes, measures round trips, reconsiders the read preference.
     pub(super) fn drive_health(&mut self, now: Now, out: &mut Vec<ControlAction>) {
-        let restarted: Vec<NodeId> = self
+        let unfenced = |entry: &&NodeEntry| {
+            (entry.incarnation.is_none() || self.restarted(entry)) && self.is_active(entry.node)
+        };
+        let unfenced: Vec<NodeId> = self
             .nodes
             .iter()
-            .filter(|e| self.restarted(e) && self.is_active(e.node))
+            .filter(unfenced)
             .map(|entry| entry.node)
             .collect();
-        for node in restarted {
+        for node in unfenced {
             if let Some(run) = self.all_fenced(node) {
                 for entry in self.nodes.iter_mut().filter(|entry| entry.node == node) {
                     entry.incarnation = Some(run);

@@ -16,6 +16,7 @@ use crate::shell::wake::EventFd;
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::io::UblkDev;
 use libublk::{UblkError, UblkFlags, sys};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,6 +24,10 @@ use ukai_proto::VolumeId;
 
 /// Type of our devices in `/run/ublksrvd/NNNN.json` and in what tools show.
 const TARGET_TYPE: &str = "ukai";
+
+/// Queues end within a lane's tick (100 ms) after the device has been stopped; asking more often is
+/// no use.
+const STOP_AGAIN_MS: i32 = 50;
 
 /// Is there a driver, and may this process use it? The reason if not, for the operator.
 pub fn available() -> Result<(), DeviceError> {
@@ -60,11 +65,13 @@ pub enum Origin {
 
 /// A device that is being served.
 pub struct Device {
-    control: UblkCtrl,
-    device: Arc<UblkDev>,
     queues: Vec<JoinHandle<()>>,
     closed: Arc<EventFd>,
     origin: Origin,
+    device: Arc<UblkDev>,
+    /// Dropped last: a device that is not disowned yet is deleted then, which waits until nobody
+    /// has its character device open.
+    control: UblkCtrl,
 }
 
 /// Why the first queue that failed did.
@@ -87,6 +94,7 @@ impl Device {
         M: Fn(u16) -> Result<L, String> + Send + Sync + 'static,
     {
         available()?;
+        let closed = Arc::new(EventFd::new(false).map_err(DeviceError::io("create an eventfd"))?);
         let waiting = Self::waiting(volume)?;
         let (control, origin) = match &waiting {
             Some(leftover) => (Self::take_over(leftover)?, Origin::TakenOver),
@@ -110,25 +118,25 @@ impl Device {
             doing: format!("open {}", control.get_cdev_path()),
             source: plain(error),
         })?;
-        let failure = Failure::default();
         let mut this = Self {
-            control,
-            device: Arc::new(device),
             queues: Vec::new(),
-            closed: Arc::new(EventFd::new(false).map_err(DeviceError::io("create an eventfd"))?),
+            closed,
             origin,
+            device: Arc::new(device),
+            control,
         };
-        this.spawn_queues(info.nr_hw_queues, &failure, make_lane)?;
-        let started = check("start the device", this.control.start_dev(&this.device));
+        let failure = Failure::default();
+        let started = this
+            .spawn_queues(info.nr_hw_queues, &failure, make_lane)
+            .and_then(|()| check("start the device", this.control.start_dev(&this.device)));
         let failed = failure
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Err(error) = failed.map_or(started, Err) {
-            if origin == Origin::Made {
-                let _ = this.remove();
-            } else {
-                this.leave();
+            match origin {
+                Origin::Made => drop(this.remove()),
+                Origin::TakenOver => this.leave(),
             }
             return Err(error);
         }
@@ -182,23 +190,20 @@ impl Device {
 
     /// Stops the device (requests in flight are answered first), ends the queues, removes it. Its
     /// users, if there are any, get errors from now on.
-    pub fn remove(self) -> Result<(), DeviceError> {
+    pub fn remove(mut self) -> Result<(), DeviceError> {
         let path = self.path();
-        let Self {
-            control,
-            device,
-            queues,
-            ..
-        } = self;
-        // Already stopped or removed by someone else: what remains to be done is the same.
-        let stopped = check(&format!("stop {path}"), control.kill_dev());
-        for queue in queues {
+        let stopped = self.stop(&path);
+        for queue in self.queues.drain(..) {
             // A queue that panics aborts the process.
             let _ = queue.join();
         }
+        let Self {
+            control, device, ..
+        } = self;
         // The driver waits until nobody has its character device open.
         drop(device);
         match check(&format!("remove {path}"), control.del_dev()) {
+            // Removed by someone else: what we want is done.
             Err(DeviceError::Refused { source, .. })
                 if source.raw_os_error() == Some(libc::ENODEV) =>
             {
@@ -207,6 +212,26 @@ impl Device {
             Err(error) => Err(error),
             Ok(()) => stopped,
         }
+    }
+
+    /// Stops the device and waits until its queues have ended.
+    fn stop(&self, path: &str) -> Result<(), DeviceError> {
+        let doing = format!("stop {path}");
+        let result = check(&doing, self.control.kill_dev());
+        while !self.queues.iter().all(JoinHandle::is_finished) {
+            let closed = self.closed.as_raw_fd();
+            let mut poll = libc::pollfd {
+                fd: closed,
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: one valid pollfd. Whether an event came or time passed is the same.
+            let _ = unsafe { libc::poll(&raw mut poll, 1, STOP_AGAIN_MS) };
+            self.closed.clear();
+            // A queue that was still being set up gave its commands to the driver only now.
+            let _ = self.control.kill_dev();
+        }
+        result
     }
 
     /// Lets go of the device without removing it. The queues serve on until the process ends, and

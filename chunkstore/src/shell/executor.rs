@@ -1,0 +1,140 @@
+//! Executors: one thread per chosen core, each with its device descriptors and some shards.
+
+use super::blocking::{Access, FileDisk};
+use super::device::Device;
+use super::queues::Queues;
+use super::run::Event;
+use super::shard::{Command, Shard, Shared};
+use crate::core::{ShardCore, ShardIdentity};
+use crate::disk::layout::ShardPlace;
+use crate::disk::store::{Store, StoreLimits};
+use glommio::{CpuSet, ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Memory registered with the ring per executor, for device buffers: 16 transfers of 1 MiB and the
+/// small ones around them; what does not fit is allocated, only a little slower.
+const IO_MEMORY_BYTES: usize = 32 << 20;
+
+/// A shard to open.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) identity: ShardIdentity,
+    pub(super) place: ShardPlace,
+    pub(super) listeners: Vec<OwnedFd>,
+    pub(super) commands: flume::Receiver<Command>,
+}
+
+/// What an executor needs besides its shards.
+#[derive(Clone, Debug)]
+pub(super) struct Setting {
+    pub(super) path: PathBuf,
+    pub(super) probe: Option<PathBuf>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) events: flume::Sender<Event>,
+}
+
+/// A core that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SpawnError {
+    /// It does not exist.
+    #[error("there is no CPU {core}; online are {online:?}")]
+    NoCore {
+        /// Asked for.
+        core: usize,
+        /// There are.
+        online: Vec<usize>,
+    },
+    /// The runtime refused.
+    #[error("start an executor on CPU {core}: {problem}")]
+    Runtime {
+        /// Where.
+        core: usize,
+        /// Why not.
+        problem: String,
+    },
+}
+
+/// Start an executor on `core` (if its topology can be read, pinned by the runtime; else by us) and
+/// open its shards. Progress is told as events.
+pub(super) fn spawn(
+    core: usize,
+    plans: Vec<Plan>,
+    setting: Setting,
+) -> Result<ExecutorJoinHandle<()>, SpawnError> {
+    let (placement, pin) = match CpuSet::online() {
+        Ok(online) => {
+            let mut online: Vec<usize> = online.iter().map(|cpu| cpu.cpu).collect();
+            online.sort_unstable();
+            if !online.contains(&core) {
+                return Err(SpawnError::NoCore { core, online });
+            }
+            (Placement::Fixed(core), None)
+        }
+        // Small virtual machines and containers do not always tell.
+        Err(_) => (Placement::Unbound, Some(core)),
+    };
+    LocalExecutorBuilder::new(placement)
+        .name("shards")
+        .io_memory(IO_MEMORY_BYTES)
+        .spawn(move || async move {
+            if let Some(core) = pin
+                && let Err(error) = pin_to(core)
+            {
+                tracing::warn!(core, %error, "cannot pin the executor; it runs on any CPU");
+            }
+            let events = setting.events.clone();
+            if let Err(problem) = serve(plans, setting).await {
+                // The receiver is gone only when the process ends anyway.
+                let _ = events.send(Event::Failed(problem));
+            }
+        })
+        .map_err(|error: GlommioError<()>| SpawnError::Runtime {
+            core,
+            problem: error.to_string(),
+        })
+}
+
+fn pin_to(core: usize) -> std::io::Result<()> {
+    // SAFETY: all-zero is the empty set; CPU_SET checks its bound; the set outlives the call.
+    let result = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
+async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
+    let queues = Queues::create();
+    let device = Device::open(&setting.path, setting.probe.as_deref()).await;
+    let device = device.map_err(|error| format!("open {}: {error}", setting.path.display()))?;
+    let device = Rc::new(device);
+    let mut shards = Vec::new();
+    for plan in plans {
+        let index = plan.identity.shard;
+        let mut disk = FileDisk::open(&setting.path, Access::Write)
+            .map_err(|error| format!("open {}: {error}", setting.path.display()))?;
+        let (store, report) = Store::open(&mut disk, &plan.place, StoreLimits::default())
+            .map_err(|error| format!("shard {index}: {error}"))?;
+        tracing::info!(shard = index.0, ?report, "shard opened");
+        let core = ShardCore::new(plan.identity, store);
+        let shard = Shard::new(core, device.clone(), queues, setting.shared.clone());
+        let serving = shard.serve(plan.listeners, plan.commands);
+        let serving = glommio::spawn_local_into(serving, queues.data)
+            .map_err(|error| format!("shard {index}: {error}"))?;
+        shards.push((index, serving.detach()));
+        let _ = setting.events.send(Event::Opened(index));
+    }
+    for (index, serving) in shards {
+        let clean = serving.await.unwrap_or(false);
+        let _ = setting.events.send(Event::Stopped { shard: index, clean });
+    }
+    Ok(())
+}
