@@ -77,8 +77,8 @@ impl MetaArg {
         if let Some(url) = &self.meta {
             return Ok(url.clone());
         }
-        let text = std::env::var("UKAI_META")
-            .map_err(|_| "say --meta URL or set UKAI_META".to_owned())?;
+        let text =
+            std::env::var("UKAI_META").map_err(|_| "say --meta URL or set UKAI_META".to_owned())?;
         text.parse().map_err(|error| format!("UKAI_META: {error}"))
     }
 }

@@ -104,8 +104,8 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
 
 fn show_command(args: &ShowArgs) -> Result<(), Failure> {
     let shown = show::show(&args.path, args.json);
-    let text = shown
-        .map_err(|error| Failure::new(&error, matches!(error, show::ShowError::Node(_))))?;
+    let text =
+        shown.map_err(|error| Failure::new(&error, matches!(error, show::ShowError::Node(_))))?;
     println!("{text}");
     Ok(())
 }

@@ -31,6 +31,7 @@ const SHARD_MAGIC: [u8; 4] = *b"UKMS";
 /// Layout that this code writes, and the newest it reads.
 pub const FORMAT: u8 = 1;
 const ENVELOPE_BYTES: usize = 16;
+const NEWER: &str = "use a newer release";
 
 /// In `base`: the shard has a key of its own.
 const MIXED: u16 = u16::MAX;
@@ -147,7 +148,7 @@ fn open(magic: [u8; 4], bytes: &[u8]) -> Result<AlignedVec, String> {
     }
     if bytes[4] != FORMAT {
         return Err(format!(
-            "its format is {}, this program reads {FORMAT}; use a newer release",
+            "its format is {}, this program reads {FORMAT}; {NEWER}",
             bytes[4]
         ));
     }
@@ -168,9 +169,14 @@ fn open(magic: [u8; 4], bytes: &[u8]) -> Result<AlignedVec, String> {
 
 /// What to do about a damaged key, once, for all of them.
 fn corrupt(key: &str, problem: &str) -> MetaError {
+    let advice = if problem.contains(NEWER) {
+        ""
+    } else {
+        "; restore this key from a backup of the metadata store"
+    };
     MetaError::Corrupt {
         key: key.to_owned(),
-        problem: format!("{problem}; restore this key from a backup of the metadata store"),
+        problem: format!("{problem}{advice}"),
     }
 }
 

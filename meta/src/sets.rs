@@ -191,17 +191,20 @@ impl SetTable {
         *count -= 1;
     }
 
-    /// Frees the numbers of sets that nothing refers to.
-    pub(crate) fn collect_garbage(&mut self) {
+    /// Frees the numbers of sets that nothing refers to; `false` if there are none.
+    pub(crate) fn collect_garbage(&mut self) -> bool {
+        let mut freed = false;
         for (list, count) in self.sets.iter_mut().zip(&self.counts) {
-            if *count == 0 {
+            if *count == 0 && !list.is_empty() {
                 *list = ReplicaList::EMPTY;
+                freed = true;
             }
         }
         while self.sets.last().is_some_and(|list| list.is_empty()) {
             self.sets.pop();
             self.counts.pop();
         }
+        freed
     }
 }
 
@@ -210,8 +213,6 @@ impl SetTable {
 pub(crate) struct Interner {
     by_content: HashMap<ReplicaList, SetIndex>,
     free: Vec<u16>,
-    /// Sets made since it was built.
-    made: usize,
 }
 
 /// The table is full.
@@ -228,17 +229,7 @@ impl Interner {
             .map(|(at, _)| at)
             .collect();
         free.reverse();
-        Self {
-            made: 0,
-            by_content,
-            free,
-        }
-    }
-
-    /// Whether the table is nearly full, perhaps of sets that only need to be swept. One change
-    /// rarely makes more sets than are left then.
-    pub(crate) fn is_tight(&self, table: &SetTable) -> bool {
-        self.made > 0 && SETS_MAX - table.sets.len() + self.free.len() < SETS_MAX / 16
+        Self { by_content, free }
     }
 
     pub(crate) fn intern(
@@ -264,7 +255,6 @@ impl Interner {
             SetIndex(at)
         };
         self.by_content.insert(list, set);
-        self.made += 1;
         Ok(set)
     }
 }

@@ -2,13 +2,15 @@
 //! nodes or a metadata store. For kernels and for the guest tests.
 //!
 //! ```text
-//! ublk-ram serve  VOLUME FILE MIB [QUEUES [DEPTH [through]]]   until SIGTERM; prints `attached ...`
+//! ublk-ram serve  VOLUME FILE MIB [QUEUES [DEPTH [through | broken]]]
+//!                                                      until SIGTERM; prints `attached ...`
 //! ublk-ram find   VOLUME                               what a front that died left behind
 //! ublk-ram remove VOLUME                               clear that away
 //! ublk-ram users  NUMBER                               who uses /dev/ublkbNUMBER
 //! ```
 //!
-//! `VOLUME` is a uuid, `FILE` holds the disk (on a tmpfs: it is the RAM, and survives a kill).
+//! SIGUSR1 doubles the size. `broken`: the last queue cannot be set up, so that the start must fail
+//! and leave nothing behind. `VOLUME` is a uuid, `FILE` holds the disk (on a tmpfs: it is the RAM, and survives a kill).
 
 use io_uring::{opcode, squeue, types};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -207,7 +209,11 @@ fn serve(words: &[String]) -> Result<(), Box<dyn Error>> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
     let shape = DeviceShape::new(&presented, queues, depth);
     let lanes = disk.clone();
-    let device = Device::start(presented.volume, &presented.name, &shape, move |_| {
+    let broken = rest.get(2).is_some_and(|word| word == "broken");
+    let device = Device::start(presented.volume, &presented.name, &shape, move |queue| {
+        if broken && queue + 1 == queues {
+            return Err("as asked for".to_owned());
+        }
         // As deep as any queue may be: one that is taken over has the depth it was made with.
         Ok(RamLane::new(lanes.clone(), 4096))
     })?;
@@ -236,6 +242,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["find", volume] => Ok(println!("{:?}", find(volume.parse::<VolumeId>()?)?)),
         ["remove", volume] => Ok(println!("{:?}", remove_leftover(volume.parse::<VolumeId>()?)?)),
         ["users", number] => Ok(println!("{:?}", users(number.parse()?))),
-        _ => Err("serve VOLUME FILE MIB [QUEUES [DEPTH [through]]] | find VOLUME | remove VOLUME | users NUMBER".into()),
+        _ => Err("serve VOLUME FILE MIB [QUEUES [DEPTH [through | broken]]] | find VOLUME | remove VOLUME | users NUMBER".into()),
     }
 }

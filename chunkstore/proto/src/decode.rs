@@ -148,6 +148,7 @@ impl VecDecoder {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // small numbers of a test
 mod tests {
     use super::*;
     use crate::header::{Flags, Opcode};

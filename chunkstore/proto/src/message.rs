@@ -550,6 +550,7 @@ counters!(
 );
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // small numbers of a test
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -18,6 +18,9 @@ mod shard;
 mod stats;
 mod storage;
 
+#[cfg(test)]
+mod tests;
+
 pub use copy::{COPY_PIECES_MAX, COPY_STALL_NS, PEER_IDLE_NS, PEERS_MAX, PULLS_MAX};
 pub use event::{
     CloseReason, ConnId, OutData, OutFrame, PeerId, ShardAction, ShardEvent, ShardIdentity,

@@ -89,7 +89,9 @@ pub(super) fn check(
     node: ukai_proto::NodeId,
     host: &str,
 ) -> Result<(), MembershipError> {
-    let found = catalog::cluster(store).map_err(MembershipError::Catalog)?.cluster;
+    let found = catalog::cluster(store)
+        .map_err(MembershipError::Catalog)?
+        .cluster;
     if found != cluster {
         let own = cluster;
         return Err(MembershipError::WrongCluster { own, found });
@@ -184,9 +186,7 @@ impl Control {
             }
         }
         let live = self.live();
-        if let Err(error) =
-            catalog::deregister_live(self.store.as_ref(), self.record.node, &live)
-        {
+        if let Err(error) = catalog::deregister_live(self.store.as_ref(), self.record.node, &live) {
             tracing::warn!(%error, "give the lease back; it will run out by itself");
         }
     }

@@ -134,7 +134,10 @@ async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
     }
     for (index, serving) in shards {
         let clean = serving.await.unwrap_or(false);
-        let _ = setting.events.send(Event::Stopped { shard: index, clean });
+        let _ = setting.events.send(Event::Stopped {
+            shard: index,
+            clean,
+        });
     }
     Ok(())
 }

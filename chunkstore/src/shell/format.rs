@@ -1,11 +1,11 @@
 //! `chunkstore format`: make a file or device a node.
 
 use super::blocking::{Access, FileDisk};
-use super::medium::{
-    MediumError, check_direct, check_file_system, check_not_mounted, io_error,
-};
+use super::medium::{MediumError, check_direct, check_file_system, check_not_mounted, io_error};
 use crate::disk::api::Disk;
-use crate::disk::format::{FormatError, NodeError, NodeFormat, NodeSuperblock, format as format_disk};
+use crate::disk::format::{
+    FormatError, NodeError, NodeFormat, NodeSuperblock, format as format_disk,
+};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
@@ -131,8 +131,7 @@ pub fn format(options: &Options) -> Result<NodeSuperblock, Error> {
         Err(CatalogError::NoCluster) => return Err(Error::NoCluster),
         Err(error) => return Err(Error::Catalog(error)),
     };
-    let namesake =
-        catalog::node_by_name(store.as_ref(), &options.name).map_err(Error::Catalog)?;
+    let namesake = catalog::node_by_name(store.as_ref(), &options.name).map_err(Error::Catalog)?;
     if let Some(other) = namesake {
         return Err(Error::NameTaken {
             name: options.name.clone(),
@@ -199,9 +198,9 @@ fn check_empty(path: &Path) -> Result<(), Error> {
     let mut disk = FileDisk::open(path, Access::Read).map_err(io_error("open", path))?;
     let node = match NodeSuperblock::read(&mut disk) {
         Err(NodeError::NotFormatted) => None,
-        Ok(NodeSuperblock { node, name, site, .. }) => {
-            Some(FormatError::Formatted { node, name, site })
-        }
+        Ok(NodeSuperblock {
+            node, name, site, ..
+        }) => Some(FormatError::Formatted { node, name, site }),
         Err(error) => Some(FormatError::Unreadable(error)),
     };
     if let Some(source) = node {
@@ -209,7 +208,9 @@ fn check_empty(path: &Path) -> Result<(), Error> {
         return Err(Error::Format { path, source });
     }
     let mut head = vec![0u8; 1 << 20];
-    let bytes = usize::try_from(disk.size()).unwrap_or(head.len()).min(head.len());
+    let bytes = usize::try_from(disk.size())
+        .unwrap_or(head.len())
+        .min(head.len());
     disk.read(0, &mut head[..bytes])
         .map_err(|error| io_error("read", path)(io::Error::from_raw_os_error(error.0)))?;
     if head.iter().all(|byte| *byte == 0) {

@@ -184,10 +184,16 @@ mod tests {
         let (near, mut far) = UnixStream::pair().expect("socket pair");
         let mut outbox = Outbox::default();
         for byte in 0..200u8 {
-            outbox.push(vec![byte; 64], Body::Reply(OutData::Owned(vec![byte; 8192])));
+            outbox.push(
+                vec![byte; 64],
+                Body::Reply(OutData::Owned(vec![byte; 8192])),
+            );
         }
         let total = outbox.bytes();
-        assert!(!outbox.send(near.as_raw_fd()).expect("send"), "1.6 MB fit no socket buffer");
+        assert!(
+            !outbox.send(near.as_raw_fd()).expect("send"),
+            "1.6 MB fit no socket buffer"
+        );
         let mut got = vec![0; total];
         let mut at = 0;
         while at < total {

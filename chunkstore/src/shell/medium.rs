@@ -118,7 +118,9 @@ fn overlay_upper(path: &Path) -> Option<PathBuf> {
             .find_map(|option| option.strip_prefix("upperdir="));
         if path.starts_with(mount)
             && let Some(upper) = upper
-            && best.as_ref().is_none_or(|(length, _)| *length < mount.len())
+            && best
+                .as_ref()
+                .is_none_or(|(length, _)| *length < mount.len())
         {
             best = Some((mount.len(), upper.split(' ').next()?.into()));
         }

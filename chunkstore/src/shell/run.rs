@@ -403,6 +403,8 @@ fn boot_id() -> io::Result<BootId> {
 fn host_name() -> io::Result<String> {
     match fs::read_to_string(MACHINE_ID) {
         Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
-        _ => Ok(fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned()),
+        _ => Ok(fs::read_to_string("/proc/sys/kernel/hostname")?
+            .trim()
+            .to_owned()),
     }
 }

@@ -298,7 +298,10 @@ impl Shard {
             self.push(if held {
                 ShardEvent::LeaseHeld
             } else {
-                tracing::warn!(shard = self.index, "membership not renewed in time: not serving");
+                tracing::warn!(
+                    shard = self.index,
+                    "membership not renewed in time: not serving"
+                );
                 ShardEvent::LeaseLost
             });
         }

@@ -40,6 +40,7 @@ INSERT OR IGNORE INTO counter VALUES (1, 0);
 pub struct SqliteStore {
     path: PathBuf,
     owner: Owner,
+    lease: Duration,
     inner: Mutex<Inner>,
 }
 
@@ -54,29 +55,20 @@ struct Inner {
 impl SqliteStore {
     /// Opens the file, and makes it if it is not there.
     pub fn open(path: &Path) -> Result<Self, MetaError> {
-        let said = |error: &dyn std::fmt::Display, hint: &str| {
-            MetaError::Backend(format!("{}: {error}{hint}", path.display()))
+        Self::open_with_lease(path, LEASE)
+    }
+
+    /// Opens the file with another lease than the default, for tests of expiry.
+    pub fn open_with_lease(path: &Path, lease: Duration) -> Result<Self, MetaError> {
+        let said = |error: &dyn std::fmt::Display| {
+            MetaError::Backend(format!("{}: {error}", path.display()))
         };
-        let db = Connection::open(path).map_err(|error| {
-            said(&error, "; its directory must exist and be writable")
-        })?;
-        prepare(&db).map_err(|error| match error.sqlite_error_code() {
-            Some(ErrorCode::NotADatabase) => {
-                said(&error, "; give the path of a UKAI metadata file or of a new one")
-            }
-            _ => said(&error, ""),
-        })?;
-        let application: i64 = db
-            .query_row("PRAGMA application_id", [], |row| row.get(0))
-            .map_err(backend)?;
-        if application != APPLICATION_ID {
-            return Err(said(&"a SQLite file of another program", ""));
-        }
         Ok(Self {
             path: path.to_owned(),
-            owner: Owner::this_process().map_err(|error| said(&error, ""))?,
+            owner: Owner::this_process().map_err(|error| said(&error))?,
+            lease,
             inner: Mutex::new(Inner {
-                db,
+                db: connect(path)?,
                 session: None,
                 expired: false,
             }),
@@ -93,22 +85,47 @@ impl SqliteStore {
     }
 }
 
-fn prepare(db: &Connection) -> rusqlite::Result<()> {
+/// A connection to a file that is surely ours.
+fn connect(path: &Path) -> Result<Connection, MetaError> {
+    let said = |error: &dyn std::fmt::Display, advice: &str| {
+        MetaError::Backend(format!("{}: {error}{advice}", path.display()))
+    };
+    let db = Connection::open(path)
+        .map_err(|error| said(&error, "; its directory must exist and be writable"))?;
+    match prepare(&db) {
+        Ok(true) => Ok(db),
+        Ok(false) => Err(said(&"a SQLite file of another program", "; give another path")),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => Err(said(
+            &error,
+            "; give the path of a UKAI metadata file or of a new one",
+        )),
+        Err(error) => Err(said(&error, "")),
+    }
+}
+
+/// Settings of the connection, and the tables if the file is new. `false`: it is not ours, and was not
+/// touched.
+fn prepare(db: &Connection) -> rusqlite::Result<bool> {
     db.busy_timeout(BUSY_TIMEOUT)?;
+    let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0));
+    // The mark is written in the same transaction as the tables, so without it the file is either
+    // new (no tables) or someone else's.
+    let new = number("PRAGMA application_id")? != APPLICATION_ID;
+    if new && number("SELECT count(*) FROM sqlite_schema")? > 0 {
+        // Another process may have made the tables between the two questions.
+        return Ok(number("PRAGMA application_id")? == APPLICATION_ID);
+    }
     let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
     if mode != "wal" {
         log::warn!("metadata file without write-ahead log ({mode}): processes wait for each other");
     }
     db.pragma_update(None, "synchronous", "FULL")?;
-    let application: i64 = db.query_row("PRAGMA application_id", [], |row| row.get(0))?;
-    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if application == 0 && tables == 0 {
-        // All or nothing, so that a second process sees either an empty file or a complete one.
+    if new {
         db.execute_batch(&format!(
             "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; COMMIT;"
         ))?;
     }
-    Ok(())
+    Ok(true)
 }
 
 fn backend(error: rusqlite::Error) -> MetaError {
@@ -186,9 +203,9 @@ fn session_lives(db: &Connection, session: i64, here: &Owner) -> Result<bool, Me
 impl Inner {
     /// Extends the lease of this handle's session, or makes the session. An own session that ran out
     /// is over for good, because others may have seen its keys vanish.
-    fn hold_session(&mut self, owner: &Owner) -> Result<i64, MetaError> {
+    fn hold_session(&mut self, owner: &Owner, lease: Duration) -> Result<i64, MetaError> {
         let now = clock()?;
-        let deadline = now + i64::try_from(LEASE.as_millis()).unwrap_or(i64::MAX);
+        let deadline = now + i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
         if let Some(session) = self.session {
             let renewed = self
                 .db
@@ -391,7 +408,7 @@ impl MetaStore for SqliteStore {
         };
         // The session row is committed before the keys that need it; without them it does nothing.
         let session = if writes.iter().any(ephemeral) {
-            Some(inner.hold_session(&self.owner)?)
+            Some(inner.hold_session(&self.owner, self.lease)?)
         } else {
             inner.check_session()?;
             inner.session
@@ -425,13 +442,13 @@ impl MetaStore for SqliteStore {
     }
 
     fn lease(&self) -> Duration {
-        LEASE
+        self.lease
     }
 
     fn renew(&self) -> Result<(), MetaError> {
         let mut inner = self.lock()?;
         if inner.session.is_some() {
-            inner.hold_session(&self.owner)?;
+            inner.hold_session(&self.owner, self.lease)?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Watching a key of a SQLite file: there is no notification between processes, so it is polled.
 
-use super::{Found, backend, find, prepare};
+use super::{Found, connect, find};
 use crate::sqlite::owner::Owner;
 use crate::store::{KvVersion, MetaError, Watch};
 use rusqlite::Connection;
@@ -21,10 +21,8 @@ pub(super) struct SqliteWatch {
 
 impl SqliteWatch {
     pub(super) fn new(path: &Path, key: &str, here: Owner) -> Result<Self, MetaError> {
-        let db = Connection::open(path).map_err(backend)?;
-        prepare(&db).map_err(backend)?;
         let mut watch = Self {
-            db,
+            db: connect(path)?,
             key: key.to_owned(),
             here,
             seen: None,

@@ -157,11 +157,15 @@ pub fn apply(map: &VolumeMap, changes: &[Change]) -> Result<MapUpdate, Transitio
         if map.head.deleting && matches!(change, Change::AddLocation { .. }) {
             return Err(TransitionError::Deleting);
         }
-        if interner.is_tight(&next.sets) {
-            next.sets.collect_garbage();
+        let mut result = apply_one(&mut next, &mut interner, change);
+        if result == Err(TransitionError::TooManySets) && next.sets.collect_garbage() {
+            // Earlier changes of this batch left sets behind. Every change passes over chunks where
+            // it was already made, so it may simply be made again.
             interner = Interner::new(&next.sets);
+            result = apply_one(&mut next, &mut interner, change);
+            changed = true;
         }
-        changed |= apply_one(&mut next, &mut interner, change)?;
+        changed |= result?;
     }
     if !changed {
         return Err(TransitionError::NoChange);

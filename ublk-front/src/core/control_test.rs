@@ -1,4 +1,5 @@
 //! Scripted scenarios of control, against nodes that answer by themselves and a one-map store.
+#![allow(clippy::cast_possible_truncation)] // small numbers of a test
 
 use super::api::*;
 use super::fixture::*;

@@ -1,4 +1,5 @@
 //! Scripted scenarios of one lane.
+#![allow(clippy::cast_possible_truncation)] // small numbers of a test
 
 use super::api::*;
 use super::fixture::*;

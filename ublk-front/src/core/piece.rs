@@ -5,7 +5,7 @@ use super::config::NodeSlot;
 use super::split::Part;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use ukai_proto::{Seq, Status};
+use ukai_proto::{Opcode, Seq, Status};
 
 /// What a piece does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,6 +20,17 @@ impl Kind {
     /// Does it carry a sequence number?
     pub(super) fn is_versioned(self) -> bool {
         matches!(self, Kind::Write { .. } | Kind::Zero { .. })
+    }
+}
+
+impl Kind {
+    pub(super) fn opcode(self) -> Opcode {
+        match self {
+            Kind::Read => Opcode::Read,
+            Kind::Write { .. } => Opcode::Write,
+            Kind::Zero { .. } => Opcode::Zero,
+            Kind::Flush => Opcode::Flush,
+        }
     }
 }
 

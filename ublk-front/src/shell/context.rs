@@ -5,6 +5,7 @@
 //! own, calls [`FrontContext::attached`] once the device is there, and returns after
 //! [`FrontendOrder::Stop`] when nothing refers to the device any more.
 
+use super::control::Question;
 use super::wake::{EventFd, Mailbox, Post};
 use crate::core::api::{LANES_MAX, LaneId, LaneOrder, LaneReport, MetaId, MetaOutcome, Presented};
 use crate::core::seq::SharedSeq;
@@ -142,13 +143,17 @@ pub enum ControlInput {
     MapChanged,
     /// For the operator, from another thread.
     Note(String),
-    /// Detach (signal or control socket); the reply says why not, or is dropped when it is over.
+    /// Detach (signal or control socket).
     Detach {
         /// Also if the device is in use.
         force: bool,
-        /// Where to say why not.
+        /// Where to say why not; dropped when the detach is on its way.
         refused: flume::Sender<String>,
+        /// Gets the outcome.
+        done: Option<flume::Sender<Result<(), String>>>,
     },
+    /// Somebody asks.
+    Ask(Question, flume::Sender<serde_json::Value>),
 }
 
 /// A handle on the control thread.

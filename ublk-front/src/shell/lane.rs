@@ -120,7 +120,7 @@ impl LaneDriver {
             GuestOp::Read | GuestOp::Flush | GuestOp::Zero { .. } => &[],
         };
         self.core.guest(now, io, data, &mut self.actions);
-        self.act(now, buffers);
+        self.act(buffers);
     }
 
     /// A completion that [`LaneDriver::owns`].
@@ -140,7 +140,7 @@ impl LaneDriver {
                 self.tick_in_flight = false;
                 if !self.closing {
                     self.core.tick(now, &mut self.actions);
-                    self.act(now, buffers);
+                    self.act(buffers);
                     let Self {
                         core,
                         actions,
@@ -164,7 +164,7 @@ impl LaneDriver {
             }
             Kind::ClientReceive | Kind::ClientSend => return,
         }
-        self.act(now, buffers);
+        self.act(buffers);
     }
 
     fn mail<B: GuestBuffers>(&mut self, now: Now, mail: LaneMail, buffers: &B) {
@@ -182,7 +182,7 @@ impl LaneDriver {
                     peers.set_peers(now, &config.peers, &mut Events { core, actions, now });
                 }
                 self.core.order(now, order, &mut self.actions);
-                self.act(now, buffers);
+                self.act(buffers);
                 if failed {
                     // Nothing more may come from the nodes: guests get their buffers back at once.
                     self.peers.close(now, &mut self.holds);
@@ -192,7 +192,7 @@ impl LaneDriver {
     }
 
     /// Carries out what the core wants.
-    fn act<B: GuestBuffers>(&mut self, now: Now, buffers: &B) {
+    fn act<B: GuestBuffers>(&mut self, buffers: &B) {
         let mut actions = std::mem::take(&mut self.actions);
         for action in actions.drain(..) {
             match action {
@@ -223,7 +223,6 @@ impl LaneDriver {
             "carrying out actions makes no new ones"
         );
         self.actions = actions;
-        let _ = now;
     }
 
     /// Ends a turn: hands out the operations that are due (`push` must take every one) and the guest

@@ -5,14 +5,17 @@
 //! [`crate::core::control::ControlCore`] on a thread of its own.
 
 pub mod address;
+pub mod attach;
 pub mod buffers;
 pub mod clock;
 pub mod context;
+pub mod control;
 pub mod inbox;
 pub mod lane;
 pub mod nbd;
 pub mod outbox;
 pub mod peers;
+pub mod process;
 pub mod ublk;
 pub mod user_data;
 pub mod wake;

@@ -105,6 +105,12 @@ impl<T> Mailbox<T> {
         self.channel.recv().ok()
     }
 
+    /// Wait for the next item, but not longer.
+    #[must_use]
+    pub fn recv_timeout(&self, time: std::time::Duration) -> Option<T> {
+        self.channel.recv_timeout(time).ok()
+    }
+
     /// What to wait for in a ring or epoll. After it fired, take all items.
     #[must_use]
     pub fn event(&self) -> &Arc<EventFd> {

@@ -91,35 +91,31 @@ impl Link {
         matches!(self.state, State::Idle { .. })
     }
 
-    /// Begin to connect to the next address; `false`: it failed at once.
+    /// Begin to connect to the next address; `false`: all failed at once.
     pub(super) fn connect(&mut self, now: Now, peer: &Peer) -> bool {
-        let count = peer.addresses.len().max(1);
-        let text = peer
-            .addresses
-            .get(self.address % count)
-            .map_or("", String::as_str);
-        self.address = self.address.wrapping_add(1);
-        let result = text
-            .parse::<Address>()
-            .map_err(|error| error.to_string())
-            .and_then(|address| address.connect().map_err(|error| error.to_string()));
-        match result {
-            Ok(connecting) => {
-                self.socket = Some(connecting.socket);
-                self.connect = Op::Due;
-                self.state = State::Connecting { since: now };
-                true
-            }
-            Err(error) => {
-                tracing::debug!(
-                    "shard {} of node {} at {text:?}: {error}",
-                    peer.shard,
-                    peer.node
-                );
-                self.fail(now);
-                false
+        // An address that fails at once (a Unix socket of another host) costs nothing: go on.
+        for _ in 0..peer.addresses.len() {
+            let text = &peer.addresses[self.address % peer.addresses.len()];
+            self.address = self.address.wrapping_add(1);
+            let result = text
+                .parse::<Address>()
+                .map_err(|error| error.to_string())
+                .and_then(|address| address.connect().map_err(|error| error.to_string()));
+            match result {
+                Ok(connecting) => {
+                    self.socket = Some(connecting.socket);
+                    self.connect = Op::Due;
+                    self.state = State::Connecting { since: now };
+                    return true;
+                }
+                Err(error) => {
+                    let (shard, node) = (peer.shard, peer.node);
+                    tracing::debug!("shard {shard} of node {node} at {text}: {error}");
+                }
             }
         }
+        self.fail(now);
+        false
     }
 
     fn fail(&mut self, now: Now) {
@@ -246,7 +242,7 @@ impl Link {
         } else if let Some(wrong) = wrong {
             self.shut(index, &wrong, holds);
         } else if matches!(self.state, State::Up) {
-            self.failures = 0;
+            (self.failures, self.address) = (0, 0);
         }
     }
 

@@ -13,7 +13,12 @@ const _: () = assert!(IO_BYTES_MAX as usize <= GUEST_SECTORS_MAX as usize * SECT
 /// Longest discard or write-zeroes request: 64 slots, a few turns of the lane's piece window.
 const ZERO_BYTES_MAX: u32 = 64 << 20;
 
+#[allow(clippy::cast_possible_truncation)] // 12
 const SECTOR_SHIFT: u8 = SECTOR_BYTES.trailing_zeros() as u8;
+/// The driver's unit of length.
+const UNIT_BYTES: u32 = 512;
+#[allow(clippy::cast_possible_truncation)] // 2048
+const SLOT_UNITS: u32 = (SLOT_BYTES / UNIT_BYTES as usize) as u32;
 
 /// Everything that makes a device, and must be the same when a successor takes it over.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,17 +63,17 @@ impl DeviceShape {
                 physical_bs_shift: SECTOR_SHIFT,
                 io_opt_shift: SECTOR_SHIFT,
                 io_min_shift: SECTOR_SHIFT,
-                max_sectors: IO_BYTES_MAX / 512,
+                max_sectors: IO_BYTES_MAX / UNIT_BYTES,
                 // The block layer splits at slots, so that a read or write is one piece on a node.
-                chunk_sectors: SLOT_BYTES as u32 / 512,
-                dev_sectors: self.size_bytes / 512,
+                chunk_sectors: SLOT_UNITS,
+                dev_sectors: self.size_bytes / u64::from(UNIT_BYTES),
                 ..Default::default()
             },
             discard: sys::ublk_param_discard {
                 discard_alignment: 0,
-                discard_granularity: SECTOR_BYTES as u32,
-                max_discard_sectors: ZERO_BYTES_MAX / 512,
-                max_write_zeroes_sectors: ZERO_BYTES_MAX / 512,
+                discard_granularity: 1 << SECTOR_SHIFT,
+                max_discard_sectors: ZERO_BYTES_MAX / UNIT_BYTES,
+                max_write_zeroes_sectors: ZERO_BYTES_MAX / UNIT_BYTES,
                 max_discard_segments: 1,
                 reserved0: 0,
             },

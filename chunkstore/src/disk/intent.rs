@@ -1,0 +1,69 @@
+//! Open intents: chunks that may have data on disk, or on other replicas, that the log does not know.
+
+use super::commit::GroupId;
+use std::collections::BTreeMap;
+use ukai_proto::message::ChunkRange;
+use ukai_proto::{ChunkIndex, Token, Version, VolumeId};
+
+/// One open chunk.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Intent {
+    /// Highest token that wrote since it was opened.
+    pub(super) token: Token,
+    /// The OPEN record is on its way to the disk, with this group.
+    pub(super) opening: Option<GroupId>,
+    /// Requests that wait for it.
+    pub(super) waiting: Vec<u64>,
+    /// Group of the last write.
+    pub(super) last_group: GroupId,
+    /// Highest version written.
+    pub(super) last_version: Version,
+}
+
+/// All open chunks; bounded because each is logged again by every checkpoint.
+#[derive(Debug, Default)]
+pub(super) struct Intents {
+    map: BTreeMap<(VolumeId, ChunkIndex), Intent>,
+}
+
+impl Intents {
+    pub(super) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    pub(super) fn get(&self, volume: VolumeId, chunk: ChunkIndex) -> Option<&Intent> {
+        self.map.get(&(volume, chunk))
+    }
+
+    pub(super) fn get_mut(&mut self, volume: VolumeId, chunk: ChunkIndex) -> Option<&mut Intent> {
+        self.map.get_mut(&(volume, chunk))
+    }
+
+    pub(super) fn open(&mut self, volume: VolumeId, chunk: ChunkIndex) -> &mut Intent {
+        self.map.entry((volume, chunk)).or_default()
+    }
+
+    pub(super) fn remove(&mut self, volume: VolumeId, chunk: ChunkIndex) {
+        self.map.remove(&(volume, chunk));
+    }
+
+    pub(super) fn remove_range(&mut self, volume: VolumeId, range: ChunkRange) {
+        let end = u64::from(range.start.0) + u64::from(range.count);
+        self.map.retain(|(of, chunk), _| {
+            *of != volume || *chunk < range.start || u64::from(chunk.0) >= end
+        });
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (VolumeId, ChunkIndex, &Intent)> {
+        self.map.iter().map(|((volume, chunk), intent)| (*volume, *chunk, intent))
+    }
+
+    /// Open chunks of a volume from `start` on.
+    pub(super) fn of(
+        &self,
+        volume: VolumeId,
+        start: ChunkIndex,
+    ) -> impl Iterator<Item = ChunkIndex> + '_ {
+        self.map.range((volume, start)..=(volume, ChunkIndex(u32::MAX))).map(|((_, chunk), _)| *chunk)
+    }
+}

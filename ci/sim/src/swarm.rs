@@ -1,0 +1,113 @@
+//! What a seed decides before anything runs: sizes, delays, and how likely each fault is.
+//!
+//! Every probability is drawn anew per seed, often as zero, so that some runs hammer one kind of fault
+//! while the rest of the world is calm: rare combinations come up that fixed settings never reach.
+
+use crate::queue::MS;
+use rand::{Rng, RngExt};
+
+/// The options of one run.
+#[derive(Clone, Debug)]
+pub(crate) struct Swarm {
+    pub(crate) nodes: usize,
+    pub(crate) shards: u16,
+    pub(crate) copies: u8,
+    pub(crate) chunks: u32,
+    pub(crate) chunk_bytes: u64,
+    pub(crate) through: bool,
+    pub(crate) lanes: u32,
+    pub(crate) depth: u32,
+    /// Guest requests in the safety phase.
+    pub(crate) requests: u64,
+    pub(crate) think_ns: u64,
+    /// Sectors that the guest uses, in runs of up to 40.
+    pub(crate) hot_ranges: usize,
+    pub(crate) read_percent: u32,
+    pub(crate) zero_percent: u32,
+    pub(crate) flush_percent: u32,
+    pub(crate) fua_percent: u32,
+    /// Longest ordinary delay of a frame.
+    pub(crate) net_delay_ns: u64,
+    pub(crate) disk_delay_ns: u64,
+    pub(crate) meta_delay_ns: u64,
+    /// Frames that are also taken apart and decoded again, in 1/256.
+    pub(crate) recode_in_256: u32,
+    /// Mean time between faults of each kind; `None`: never.
+    pub(crate) cut_link: Option<u64>,
+    pub(crate) clog: Option<u64>,
+    pub(crate) crash_node: Option<u64>,
+    pub(crate) power_cut_node: Option<u64>,
+    pub(crate) crash_front: Option<u64>,
+    /// A second host takes the volume while the first front lives.
+    pub(crate) steal: Option<u64>,
+    pub(crate) blackout: Option<u64>,
+    pub(crate) meta_outage: Option<u64>,
+    pub(crate) relocate: Option<u64>,
+    /// Commits whose outcome is lost, in 1/256.
+    pub(crate) meta_unknown_in_256: u32,
+    /// Longest time a crashed node stays away.
+    pub(crate) node_away_ns: u64,
+    /// A guest that survives its front gives the same requests to the next one.
+    pub(crate) reissue: bool,
+    pub(crate) log_bytes: u64,
+}
+
+fn percent(rng: &mut impl Rng, chance: u32) -> bool {
+    rng.random_range(0..100) < chance
+}
+
+/// A mean time between faults, or never.
+fn rate(rng: &mut impl Rng, chance: u32, from_ms: u64, to_ms: u64) -> Option<u64> {
+    percent(rng, chance).then(|| rng.random_range(from_ms..to_ms) * MS)
+}
+
+impl Swarm {
+    pub(crate) fn draw(rng: &mut impl Rng) -> Self {
+        let nodes = rng.random_range(2..=5);
+        let slow = |rng: &mut _, fast: u64, slow: u64| {
+            if percent(rng, 70) { fast } else { slow }
+        };
+        Self {
+            nodes,
+            shards: rng.random_range(1..=2),
+            copies: u8::try_from(rng.random_range(1..=nodes.min(3))).unwrap_or(1).max(
+                // One copy is the least interesting case: rarely.
+                if percent(rng, 90) { 2 } else { 1 },
+            ),
+            chunks: rng.random_range(2..=6),
+            chunk_bytes: if percent(rng, 80) { 1 << 20 } else { 2 << 20 },
+            through: percent(rng, 15),
+            lanes: rng.random_range(1..=3),
+            depth: rng.random_range(1..=8),
+            requests: rng.random_range(200..=900),
+            think_ns: rng.random_range(1..=30) * MS,
+            hot_ranges: rng.random_range(1..=6),
+            read_percent: rng.random_range(10..=70),
+            zero_percent: if percent(rng, 50) { rng.random_range(0..=20) } else { 0 },
+            flush_percent: rng.random_range(0..=10),
+            fua_percent: rng.random_range(0..=20),
+            net_delay_ns: slow(rng, MS / 2, 40 * MS),
+            disk_delay_ns: slow(rng, MS / 5, 20 * MS),
+            meta_delay_ns: slow(rng, 5 * MS, 200 * MS),
+            recode_in_256: if percent(rng, 30) { 64 } else { 4 },
+            cut_link: rate(rng, 60, 100, 3000),
+            clog: rate(rng, 60, 100, 3000),
+            crash_node: rate(rng, 60, 300, 8000),
+            power_cut_node: rate(rng, 50, 300, 8000),
+            crash_front: rate(rng, 50, 500, 8000),
+            steal: rate(rng, 25, 1000, 10_000),
+            blackout: rate(rng, 20, 1500, 10_000),
+            meta_outage: rate(rng, 40, 500, 8000),
+            relocate: rate(rng, 40, 300, 5000),
+            meta_unknown_in_256: if percent(rng, 40) { 48 } else { 0 },
+            node_away_ns: slow(rng, 500 * MS, 8000 * MS),
+            reissue: percent(rng, 60),
+            log_bytes: if percent(rng, 50) { 256 << 10 } else { 1 << 20 },
+        }
+    }
+
+    /// Sectors of the volume.
+    pub(crate) fn sectors(&self) -> u64 {
+        u64::from(self.chunks) * self.chunk_bytes / 4096
+    }
+}

@@ -1,0 +1,200 @@
+//! Everything there is in a run, and the loop that lets it happen.
+
+use crate::fault::FaultKind;
+use crate::front::{Conn, Front};
+use crate::guest::Guest;
+use crate::meta::MetaRequest;
+use crate::net::{Link, LinkId};
+use crate::node::Node;
+use crate::queue::{Queue, SECOND};
+use crate::swarm::Swarm;
+use crate::trace::Trace;
+use crate::verify::Phase;
+use crate::{Failure, Options, Outcome};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
+use ublk_front::core::api::{GuestTag, LaneId, LaneOrder, LaneReport, MetaId, MetaOutcome, PeerIndex};
+use ukai_meta::memory::{MemoryCluster, MemoryStore};
+use ukai_proto::{ClusterId, Frame, VolumeId};
+
+/// The cluster of every run.
+pub(crate) const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
+/// The volume of every run.
+pub(crate) const VOLUME: VolumeId = VolumeId([0x77; 16]);
+/// Events of one run: a run that needs more is going round in circles.
+const EVENTS_MAX: u64 = 20_000_000;
+
+/// Index of a node.
+pub(crate) type NodeIndex = usize;
+/// Index of a front process; never reused.
+pub(crate) type FrontIndex = usize;
+
+/// What is to happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A frame arrives.
+    Frame { link: LinkId, to_node: bool, frame: Box<Frame<Vec<u8>>> },
+    /// One end learns that the connection is gone.
+    LinkClosed { link: LinkId, to_node: bool },
+    /// A front tries to connect.
+    Connect { front: FrontIndex, conn: Conn, peer: PeerIndex },
+    /// A node's copy engine tries to connect.
+    PeerConnect { node: NodeIndex, epoch: u64, shard: u16, peer: u64, addresses: Vec<String> },
+    /// A device operation completes.
+    DiskDone { node: NodeIndex, epoch: u64 },
+    /// A shard's batch ends.
+    NodeTurn { node: NodeIndex, epoch: u64, shard: u16 },
+    /// A second passed for a node.
+    NodeTick { node: NodeIndex, epoch: u64 },
+    /// A node's process starts.
+    NodeStart { node: NodeIndex },
+    /// Control's order reaches a lane.
+    Order { front: FrontIndex, lane: LaneId, order: LaneOrder },
+    /// A lane's report reaches control.
+    Report { front: FrontIndex, lane: LaneId, report: LaneReport },
+    /// 50 ms passed for a front.
+    FrontTick { front: FrontIndex },
+    /// A front's request reaches the metadata store.
+    MetaArrive { front: FrontIndex, id: MetaId, request: MetaRequest },
+    /// The answer reaches the front.
+    MetaAnswer { front: FrontIndex, id: MetaId, outcome: MetaOutcome },
+    /// The watch fires.
+    MapChanged { front: FrontIndex },
+    /// A front process starts on a host.
+    FrontStart { host: usize },
+    /// The guest is ready for its next request in this slot.
+    GuestNext { front: FrontIndex, lane: LaneId, tag: GuestTag },
+    /// A fault of this kind may happen.
+    Fault(FaultKind),
+    /// The metadata store is reachable again for a front.
+    MetaHeal,
+    /// Look at the phase.
+    Check,
+}
+
+/// The world.
+pub(crate) struct World {
+    pub(crate) queue: Queue<Event>,
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) swarm: Swarm,
+    pub(crate) options: Options,
+    pub(crate) trace: Trace,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) fronts: Vec<Front>,
+    pub(crate) links: BTreeMap<LinkId, Link>,
+    pub(crate) next_link: u64,
+    pub(crate) meta: MemoryCluster,
+    pub(crate) operator: MemoryStore,
+    pub(crate) meta_down: bool,
+    pub(crate) guest: Guest,
+    pub(crate) phase: Phase,
+    pub(crate) faults: u64,
+    pub(crate) failure: Option<Failure>,
+}
+
+impl World {
+    pub(crate) fn new(rng: ChaCha8Rng, swarm: Swarm, options: Options) -> Self {
+        let meta = MemoryCluster::new();
+        let operator = meta.session();
+        let guest = Guest::new(&swarm);
+        let mut world = Self {
+            queue: Queue::new(),
+            rng,
+            swarm,
+            options,
+            trace: Trace::new(options.verbose),
+            nodes: Vec::new(),
+            fronts: Vec::new(),
+            links: BTreeMap::new(),
+            next_link: 1,
+            meta,
+            operator,
+            meta_down: false,
+            guest,
+            phase: Phase::Safety,
+            faults: 0,
+            failure: None,
+        };
+        world.make_cluster();
+        world.choose_hot_sectors();
+        world.queue.push(0, Event::FrontStart { host: 0 });
+        world.schedule_faults();
+        world.queue.push(SECOND / 10, Event::Check);
+        world
+    }
+
+    /// Runs to the end.
+    pub(crate) fn run(mut self) -> Outcome {
+        while self.failure.is_none() && self.phase != Phase::Done {
+            let Some(event) = self.queue.pop() else {
+                self.failure = Some(Failure::Liveness("nothing more will happen".into()));
+                break;
+            };
+            self.trace.events += 1;
+            if self.trace.events > EVENTS_MAX {
+                self.failure = Some(Failure::Liveness("too many events: something goes round in circles".into()));
+                break;
+            }
+            self.dispatch(event);
+        }
+        let requests = self.guest.completed;
+        if self.failure.is_none() {
+            self.failure = self.judge();
+        }
+        Outcome {
+            hash: self.trace.hash(),
+            events: self.trace.events,
+            requests,
+            faults: self.faults,
+            failure: self.failure,
+        }
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        let now = self.queue.now();
+        self.trace.mix(now);
+        match event {
+            Event::Frame { link, to_node, frame } => self.frame_arrives(link, to_node, *frame),
+            Event::LinkClosed { link, to_node } => self.link_closed(link, to_node),
+            Event::Connect { front, conn, peer } => self.front_connects(front, conn, peer),
+            Event::PeerConnect { node, epoch, shard, peer, addresses } => {
+                self.node_connects(node, epoch, shard, peer, &addresses);
+            }
+            Event::DiskDone { node, epoch } => self.disk_done(node, epoch),
+            Event::NodeTurn { node, epoch, shard } => self.node_turn(node, epoch, shard),
+            Event::NodeTick { node, epoch } => self.node_tick(node, epoch),
+            Event::NodeStart { node } => self.start_node(node),
+            Event::Order { front, lane, order } => self.order_arrives(front, lane, order),
+            Event::Report { front, lane, report } => self.report_arrives(front, lane, report),
+            Event::FrontTick { front } => self.front_tick(front),
+            Event::MetaArrive { front, id, request } => self.meta_arrives(front, id, request),
+            Event::MetaAnswer { front, id, outcome } => self.meta_answers(front, id, outcome),
+            Event::MapChanged { front } => self.map_changed(front),
+            Event::FrontStart { host } => self.start_front(host),
+            Event::GuestNext { front, lane, tag } => self.guest_next(front, lane, tag),
+            Event::Fault(kind) => self.fault(kind),
+            Event::MetaHeal => self.meta_heals(),
+            Event::Check => self.check(),
+        }
+    }
+
+    /// Uniform in `0..=limit`.
+    pub(crate) fn up_to(&mut self, limit: u64) -> u64 {
+        self.rng.random_range(0..=limit)
+    }
+
+    /// True in so many of 256 cases.
+    pub(crate) fn in_256(&mut self, chance: u32) -> bool {
+        self.rng.random_range(0..256u32) < chance
+    }
+
+    pub(crate) fn say(&self, text: impl FnOnce() -> String) {
+        self.trace.say(self.queue.now(), text);
+    }
+
+    pub(crate) fn fail(&mut self, failure: Failure) {
+        self.say(|| failure.to_string());
+        self.failure.get_or_insert(failure);
+    }
+}

@@ -1,0 +1,159 @@
+//! Cluster and nodes.
+
+mod common;
+
+use common::{Ran, World, command};
+use serde_json::json;
+use ukai_proto::VolumeId;
+
+#[test]
+fn a_cluster_is_made_once() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("meta.db").display());
+    let run = |args: &[&str]| {
+        let output = command()
+            .args(["--meta", &url, "--json"])
+            .args(args)
+            .output()
+            .unwrap();
+        let ran = Ran::new(args, output);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        serde_json::from_str::<serde_json::Value>(&ran.stdout).unwrap()
+    };
+    let first = run(&["cluster", "init"]);
+    assert_eq!(first["created"], true);
+    let second = run(&["cluster", "init"]);
+    assert_eq!(second["created"], false);
+    assert_eq!(second["cluster"], first["cluster"]);
+    assert_eq!(run(&["cluster", "show"])["cluster"], first["cluster"]);
+    assert_eq!(run(&["node", "list"]), json!([]));
+    assert_eq!(run(&["volume", "list"]), json!([]));
+}
+
+#[test]
+fn nodes_are_shown() {
+    let world = World::new();
+    world.ok(&[
+        "volume",
+        "create",
+        "v",
+        "--size",
+        "64MiB",
+        "--place",
+        "site-a:1,site-b:1",
+    ]);
+    world.kill_node(4);
+    world.ok(&["node", "drain", "n2"]);
+    let table = world.ok(&["node", "list"]);
+    assert!(
+        table.contains("draining") && table.contains("not alive"),
+        "{table}"
+    );
+    let shown = world.json(&["node", "show", "n1"]);
+    assert_eq!(
+        shown["volumes"][0],
+        json!({ "volume": "v", "in_sync": 16, "joining": 0, "stale": 0, "leaving": 0 })
+    );
+    assert_eq!(shown["counters"]["reads"], 20);
+    let dead = world.ok(&["node", "show", "n4"]);
+    assert!(dead.contains("not alive"), "{dead}");
+    let by_uuid = world.json(&["node", "show", "04040404-0404-0404-0404-040404040404"]);
+    assert_eq!(by_uuid["record"]["name"], "n4");
+    let show = world.json(&["cluster", "show"]);
+    assert_eq!(show["sites"]["site-b"]["alive"], 1);
+    assert_eq!(show["volumes"], 1);
+    let text = world.ok(&["cluster", "show"]);
+    assert!(text.contains("1 of 2"), "{text}");
+}
+
+#[test]
+fn drain_is_a_mark() {
+    let world = World::new();
+    assert!(
+        world
+            .ok(&["node", "drain", "n1"])
+            .contains("takes no new chunks")
+    );
+    assert!(world.ok(&["node", "drain", "n1"]).contains("already"));
+    assert_eq!(world.json(&["node", "show", "n1"])["state"], "draining");
+    assert!(world.ok(&["node", "undrain", "n1"]).contains("again"));
+    assert_eq!(world.json(&["node", "show", "n1"])["state"], "alive");
+}
+
+#[test]
+fn drain_check_says_what_would_be_lost() {
+    let world = World::new();
+    world.ok(&[
+        "volume",
+        "create",
+        "two",
+        "--size",
+        "64MiB",
+        "--place",
+        "site-a:1,site-b:1",
+    ]);
+    world.ok(&["volume", "create", "one", "--size", "8MiB", "--node", "n1"]);
+    let ran = world.run(&["node", "drain-check", "n1", "--json"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let found: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(found["safe"], false);
+    assert_eq!(
+        found["volumes"],
+        json!([
+            { "volume": "one", "chunks": 2, "unavailable": 2, "below_copies": 0 },
+            { "volume": "two", "chunks": 16, "unavailable": 0, "below_copies": 16 },
+        ])
+    );
+    let text = world.run(&["node", "drain-check", "n3"]);
+    assert!(
+        text.code == 1
+            && text.stdout.contains("not safe")
+            && text.stderr.contains("16 would have too few"),
+        "{text:?}"
+    );
+    assert!(
+        world
+            .ok(&["node", "drain-check", "n2"])
+            .contains("safe: nothing would be lost")
+    );
+}
+
+#[test]
+fn drain_check_finds_what_no_map_mentions() {
+    let world = World::new();
+    world.ok(&[
+        "volume", "create", "v", "--size", "64MiB", "--place", "site-b:1",
+    ]);
+    world.ok(&[
+        "volume", "create", "here", "--size", "64MiB", "--node", "n1",
+    ]);
+    let (v, here) = (world.map("v").head.volume, world.map("here").head.volume);
+    let unknown = VolumeId([0xab; 16]);
+    world.held(1, |held| {
+        held.slots = vec![(v, 3), (here, 7), (unknown, 2)];
+        held.inventory_page = 1;
+    });
+    let found: serde_json::Value =
+        serde_json::from_str(&world.run(&["node", "drain-check", "n1", "--json"]).stdout).unwrap();
+    let mut left: Vec<_> = found["leftovers"].as_array().unwrap().clone();
+    left.sort_by_key(|item| item["bytes"].as_u64());
+    assert_eq!(
+        left,
+        [
+            json!({ "volume": unknown, "name": null, "bytes": 2 << 20 }),
+            json!({ "volume": v, "name": "v", "bytes": 3 << 20 }),
+        ]
+    );
+}
+
+#[test]
+fn ping_measures_every_shard() {
+    let world = World::new();
+    let rows = world.json(&["node", "ping", "n1", "--count", "25"]);
+    assert_eq!(rows.as_array().unwrap().len(), 2);
+    for row in rows.as_array().unwrap() {
+        assert_eq!(row["count"], 25);
+        assert!(row["max_us"].as_f64() >= row["p50_us"].as_f64(), "{row}");
+    }
+    assert!(world.ok(&["node", "ping", "n1"]).contains("P99 US"));
+}

@@ -1,0 +1,124 @@
+//! Barriers: draining, installing a configuration, ending for good.
+
+use super::{Gate, LaneCore};
+use crate::core::api::{GuestError, GuestTag, LaneAction, LaneReport, Now};
+use crate::core::config::{LaneConfig, NodeSlot};
+use crate::core::piece::{Kind, Target, TargetState};
+use std::sync::Arc;
+use ukai_proto::Status;
+
+impl LaneCore {
+    /// Tells control once that everything in flight has ended or waits only for lost nodes.
+    pub(super) fn check_prepared(&mut self, out: &mut Vec<LaneAction>) {
+        let Gate::Preparing {
+            epoch,
+            lost,
+            reported: false,
+        } = &self.gate
+        else {
+            return;
+        };
+        let epoch = *epoch;
+        let nodes = self.config.as_ref().map(|config| &config.nodes);
+        let is_lost = |slot: NodeSlot| {
+            nodes.is_some_and(|nodes| lost.contains(&nodes[usize::from(slot.0)].node))
+        };
+        let drained = self.pieces.live().all(|piece| {
+            piece.targets.iter().all(|target| match target.state {
+                TargetState::Acked | TargetState::Failed(_) | TargetState::Parked => true,
+                TargetState::Unsent | TargetState::Sent { .. } => is_lost(target.slot),
+            })
+        });
+        if drained {
+            if let Gate::Preparing { reported, .. } = &mut self.gate {
+                *reported = true;
+            }
+            out.push(LaneAction::Report(LaneReport::Prepared { epoch }));
+        }
+    }
+
+    pub(super) fn install(&mut self, now: Now, config: Arc<LaneConfig>, out: &mut Vec<LaneAction>) {
+        if let Some(old) = &self.config {
+            assert_eq!(old.volume, config.volume, "a lane serves one volume");
+            assert!(old.generation <= config.generation, "generations only grow");
+        }
+        self.config = Some(Arc::clone(&config));
+        self.gate = Gate::Open;
+        for index in self.pieces.indices() {
+            let piece = self.pieces.get_mut(index);
+            for target in &mut piece.targets {
+                if target.state == TargetState::Parked {
+                    target.state = TargetState::Unsent;
+                }
+            }
+            let tried = std::mem::take(&mut piece.tried);
+            let before = piece.targets.first().copied();
+            Self::aim(piece, &config, &tried);
+            piece.tried = tried;
+            let moved = |before: &Target| !piece.targets.iter().any(|t| t.peer == before.peer);
+            if let (Kind::Read, Some(before)) = (piece.kind, before.filter(moved)) {
+                self.pieces.renew(index);
+                if let TargetState::Sent { .. } = before.state {
+                    // Part of its payload may be on the way into the guest's buffer.
+                    let why = "its read went to another replica";
+                    out.push(LaneAction::Disconnect {
+                        peer: before.peer,
+                        why,
+                    });
+                }
+            }
+            let piece = self.pieces.get(index);
+            // Replicas that failed and are still in the set: control could not do without them.
+            let failed = piece.targets.iter().find_map(|t| match t.state {
+                TargetState::Failed(status) => Some(status),
+                _ => None,
+            });
+            if let Some(status) = failed {
+                let full = status == Status::NoSpace;
+                let error = if full {
+                    GuestError::NoSpace
+                } else {
+                    GuestError::Io
+                };
+                self.end_piece(now, index, Err(error), out);
+                continue;
+            }
+            if piece.targets.is_empty() && piece.kind == Kind::Read {
+                self.end_piece(now, index, Err(GuestError::Io), out);
+                continue;
+            }
+            for target in 0..self.pieces.get(index).targets.len() {
+                self.send(now, index, target, out);
+            }
+            self.check_piece(now, index, out);
+        }
+        for index in 0..self.ops.len() {
+            let unfinished = self.ops[index]
+                .as_ref()
+                .filter(|op| op.issued > 0)
+                .map(|op| op.io.tag);
+            if let Some(tag) = unfinished {
+                self.issue(now, tag, out);
+            }
+        }
+        for tag in std::mem::take(&mut self.held) {
+            self.start(now, tag, out);
+        }
+    }
+
+    pub(super) fn fenced(&mut self, now: Now, out: &mut Vec<LaneAction>) {
+        if self.gate != Gate::Failed {
+            out.push(LaneAction::Report(LaneReport::Fenced));
+            self.fail(now, out);
+        }
+    }
+
+    pub(super) fn fail(&mut self, now: Now, out: &mut Vec<LaneAction>) {
+        self.gate = Gate::Failed;
+        let tags: Vec<GuestTag> = self.ops.iter().flatten().map(|op| op.io.tag).collect();
+        for tag in tags {
+            self.pieces.drop_of(tag);
+            self.complete(now, tag, Err(GuestError::Fenced), out);
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The metadata store's threads: its calls block, control must not.
+//!
+//! One worker does control's loads and commits in order, one watches the volume, one keeps the
+//! front's announcement (an ephemeral record) alive. A session that has expired is replaced by a new
+//! one, which all of them use from then on.
+
+use crate::core::api::{MetaId, MetaOutcome};
+use crate::shell::context::{ControlInput, ControlPort};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use ukai_meta::catalog::{self, CatalogError};
+use ukai_meta::transition::MapUpdate;
+use ukai_meta::{CommitError, FrontRecord, MetaError, MetaStore, MetaUrl};
+use ukai_proto::VolumeId;
+
+/// Requests that may wait: control has one under way.
+const JOBS_MAX: usize = 16;
+/// Pause before a store that failed is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often a thread that waits looks whether the front still lives.
+const WATCH_SLICE: Duration = Duration::from_secs(2);
+
+/// The store, replaceable when its session has expired.
+#[derive(Clone)]
+pub struct MetaHandle {
+    url: MetaUrl,
+    store: Arc<Mutex<Arc<dyn MetaStore>>>,
+}
+
+impl std::fmt::Debug for MetaHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MetaHandle({:?})", self.url)
+    }
+}
+
+impl MetaHandle {
+    /// Opens the store.
+    pub fn open(url: MetaUrl) -> Result<Self, MetaError> {
+        let store = Arc::from(ukai_meta::open(&url)?);
+        Ok(Self { url, store: Arc::new(Mutex::new(store)) })
+    }
+
+    /// The store of the moment.
+    #[must_use]
+    pub fn get(&self) -> Arc<dyn MetaStore> {
+        Arc::clone(&self.store.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces a store whose session has expired, unless another thread has done so already.
+    fn renew(&self, expired: &Arc<dyn MetaStore>) -> Result<(), MetaError> {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::ptr_eq(&store, expired) {
+            *store = Arc::from(ukai_meta::open(&self.url)?);
+        }
+        Ok(())
+    }
+
+    /// Does something with the store; once more with a new session if the old one has expired.
+    fn with<T, E: AsMeta>(&self, act: impl Fn(&dyn MetaStore) -> Result<T, E>) -> Result<T, E> {
+        let store = self.get();
+        match act(&*store) {
+            Err(error) if error.as_meta() == Some(&MetaError::SessionExpired) => {
+                if self.renew(&store).is_err() {
+                    return Err(error);
+                }
+                act(&*self.get())
+            }
+            other => other,
+        }
+    }
+}
+
+/// Errors that may be an expired session.
+trait AsMeta {
+    fn as_meta(&self) -> Option<&MetaError>;
+}
+
+impl AsMeta for MetaError {
+    fn as_meta(&self) -> Option<&MetaError> {
+        Some(self)
+    }
+}
+
+impl AsMeta for CatalogError {
+    fn as_meta(&self) -> Option<&MetaError> {
+        match self {
+            Self::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Work for the store.
+#[derive(Debug)]
+pub(super) enum Job {
+    Load(MetaId),
+    Commit(MetaId, Box<MapUpdate>),
+}
+
+/// Orders to the thread that announces the front.
+#[derive(Debug)]
+pub(super) enum Announce {
+    Set(FrontRecord),
+    /// Take it back; the sender is dropped when that is done.
+    Clear(flume::Sender<()>),
+}
+
+/// Starts the worker; it ends when the returned sender is dropped.
+pub(super) fn worker(
+    meta: MetaHandle,
+    volume: VolumeId,
+    port: ControlPort,
+) -> std::io::Result<flume::Sender<Job>> {
+    let (sender, jobs) = flume::bounded(JOBS_MAX);
+    let body = move || {
+        for job in jobs {
+            let (id, outcome) = match job {
+                Job::Load(id) => (id, load(&meta, volume)),
+                Job::Commit(id, update) => (id, commit(&meta, *update)),
+            };
+            port.post(ControlInput::Meta(id, outcome));
+        }
+    };
+    std::thread::Builder::new().name("meta".into()).spawn(body)?;
+    Ok(sender)
+}
+
+fn load(meta: &MetaHandle, volume: VolumeId) -> MetaOutcome {
+    let loaded = meta.with(|store| {
+        let map = catalog::load_volume(store, volume)?;
+        Ok((map, catalog::list_nodes(store)?))
+    });
+    match loaded {
+        Ok(loaded) => MetaOutcome::Loaded(Box::new(loaded)),
+        Err(CatalogError::NoVolume(_) | CatalogError::Deleting(_)) => MetaOutcome::NoVolume,
+        Err(CatalogError::Store(error)) => MetaOutcome::Failed(CommitError::Store(error)),
+        Err(CatalogError::Commit(error)) => MetaOutcome::Failed(error),
+        Err(other) => {
+            MetaOutcome::Failed(CommitError::Store(MetaError::Backend(other.to_string())))
+        }
+    }
+}
+
+fn commit(meta: &MetaHandle, update: MapUpdate) -> MetaOutcome {
+    let store = meta.get();
+    match catalog::commit_update(&*store, update) {
+        Ok(map) => MetaOutcome::Committed(Box::new(map)),
+        Err(error) => {
+            if error == CommitError::Store(MetaError::SessionExpired) {
+                // The next request finds the new session, or expires again.
+                let _ = meta.renew(&store);
+            }
+            MetaOutcome::Failed(error)
+        }
+    }
+}
+
+/// Starts the watcher; it ends within seconds after the returned sender is dropped.
+pub(super) fn watcher(
+    meta: MetaHandle,
+    volume: VolumeId,
+    port: ControlPort,
+) -> std::io::Result<flume::Sender<()>> {
+    let (alive, ended) = flume::bounded::<()>(1);
+    let body = move || {
+        while !ended.is_disconnected() {
+            // Control loads once by itself at the start; a new watch may have missed changes.
+            let watched = meta.with(|store| {
+                let mut watch = catalog::watch_volume(store, volume)?;
+                port.post(ControlInput::MapChanged);
+                while !ended.is_disconnected() {
+                    if watch.wait(WATCH_SLICE)? {
+                        port.post(ControlInput::MapChanged);
+                    }
+                }
+                Ok::<(), MetaError>(())
+            });
+            if let Err(error) = watched {
+                port.post(ControlInput::Note(format!("watching the volume's map: {error}")));
+                // Returns early when the front ends.
+                let _ = ended.recv_timeout(RETRY);
+            }
+        }
+    };
+    std::thread::Builder::new().name("watch".into()).spawn(body)?;
+    Ok(alive)
+}
+
+/// Starts the thread that announces the front.
+pub(super) fn announcer(
+    meta: MetaHandle,
+    volume: VolumeId,
+    port: ControlPort,
+) -> std::io::Result<flume::Sender<Announce>> {
+    let (sender, orders) = flume::bounded(4);
+    let body = move || Announcer { meta, volume, port, current: None, troubled: false }.run(&orders);
+    std::thread::Builder::new().name("announce".into()).spawn(body)?;
+    Ok(sender)
+}
+
+struct Announcer {
+    meta: MetaHandle,
+    volume: VolumeId,
+    port: ControlPort,
+    /// What is announced, and whether the store has it.
+    current: Option<(FrontRecord, bool)>,
+    troubled: bool,
+}
+
+impl Announcer {
+    fn run(mut self, orders: &flume::Receiver<Announce>) {
+        loop {
+            let pause = if self.troubled { RETRY } else { self.meta.get().lease() / 4 };
+            match orders.recv_timeout(pause) {
+                Ok(Announce::Set(record)) => {
+                    self.current = Some((record, false));
+                    self.keep();
+                }
+                Ok(Announce::Clear(_done)) => {
+                    if let Some((record, _)) = self.current.take() {
+                        // If it fails the record ends with its lease.
+                        let _ = self
+                            .meta
+                            .with(|store| catalog::clear_front(store, self.volume, &record));
+                    }
+                }
+                Err(flume::RecvTimeoutError::Timeout) => self.keep(),
+                Err(flume::RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Announces or renews. Losing the announcement endangers nothing: it only tells tools where
+    /// the front is; the token says who owns the volume.
+    fn keep(&mut self) {
+        let Some((record, stored)) = &mut self.current else { return };
+        let store = self.meta.get();
+        let mut result = Ok(());
+        if *stored {
+            result = store.renew().map_err(CatalogError::from);
+            *stored = result.is_ok();
+        }
+        if !*stored {
+            result = self.meta.with(|store| catalog::set_front(store, self.volume, record));
+            *stored = result.is_ok();
+        }
+        match result {
+            Err(error) if !self.troubled => {
+                self.troubled = true;
+                let text = format!(
+                    "cannot renew this front's record: {error}; I/O goes on, changes of the \
+                     configuration wait"
+                );
+                self.port.post(ControlInput::Note(text));
+            }
+            Ok(()) if self.troubled => {
+                self.troubled = false;
+                self.port.post(ControlInput::Note("the metadata store answers again".into()));
+            }
+            _ => {}
+        }
+    }
+}
