@@ -5,6 +5,7 @@ mod cli;
 use chunkstore::shell::{format, run, show};
 use clap::Parser;
 use cli::{Cli, Command, FormatArgs, RunArgs, ShowArgs};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// How a command ended, when not well. The codes are in the help text.
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     let result = match cli.command {

@@ -152,15 +152,17 @@ fn open(magic: [u8; 4], bytes: &[u8]) -> Result<AlignedVec, String> {
             bytes[4]
         ));
     }
-    let word = |at: usize| {
-        u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-    };
+    let word =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
     if word(8) as usize != bytes.len() - ENVELOPE_BYTES || bytes[5..8] != [0; 3] {
         return Err("its length field does not fit".into());
     }
     let computed = envelope_crc(bytes);
     if word(12) != computed {
-        return Err(format!("checksum {:#010x}, computed {computed:#010x}", word(12)));
+        return Err(format!(
+            "checksum {:#010x}, computed {computed:#010x}",
+            word(12)
+        ));
     }
     let mut aligned = AlignedVec::with_capacity(bytes.len() - ENVELOPE_BYTES);
     aligned.extend_from_slice(&bytes[ENVELOPE_BYTES..]);
@@ -246,8 +248,8 @@ pub(crate) fn encode_head(map: &VolumeMap) -> Vec<u8> {
         members,
         base,
     };
-    let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&archive)
-        .expect("plain structs archive into memory");
+    let bytes =
+        rkyv::to_bytes::<rkyv::rancor::Error>(&archive).expect("plain structs archive into memory");
     seal(HEAD_MAGIC, &bytes)
 }
 
@@ -265,8 +267,8 @@ pub(crate) fn encode_shard(volume: VolumeId, shard: usize, runs: &[Run]) -> Vec<
             })
             .collect(),
     };
-    let bytes = rkyv::to_bytes::<rkyv::rancor::Error>(&archive)
-        .expect("plain structs archive into memory");
+    let bytes =
+        rkyv::to_bytes::<rkyv::rancor::Error>(&archive).expect("plain structs archive into memory");
     seal(SHARD_MAGIC, &bytes)
 }
 
@@ -407,13 +409,17 @@ fn read_base(
     sets: &SetTable,
 ) -> Result<Vec<Option<SetIndex>>, String> {
     let starts_well = raw.first().is_some_and(|run| run.start == 0);
-    let ends_well = raw.last().is_some_and(|run| usize::from(run.start) < shards);
+    let ends_well = raw
+        .last()
+        .is_some_and(|run| usize::from(run.start) < shards);
     if !starts_well || !ends_well || !raw.is_sorted_by(|a, b| a.start < b.start) {
         return Err("runs of shards out of order".into());
     }
     let mut base = Vec::with_capacity(shards);
     for (at, run) in raw.iter().enumerate() {
-        let end = raw.get(at + 1).map_or(shards, |next| usize::from(next.start));
+        let end = raw
+            .get(at + 1)
+            .map_or(shards, |next| usize::from(next.start));
         let set = (run.set != MIXED).then_some(SetIndex(run.set));
         if set.is_some_and(|set| !sets.contains(set)) {
             return Err(format!("replica set {} is not there", run.set));

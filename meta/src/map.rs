@@ -204,9 +204,10 @@ impl VolumeMap {
     pub fn same_configuration(&self, other: &Self) -> bool {
         self.head == other.head
             && self.runs().count() == other.runs().count()
-            && self.runs().zip(other.runs()).all(|(a, b)| {
-                a.0 == b.0 && self.sets.get(a.1) == other.sets.get(b.1)
-            })
+            && self
+                .runs()
+                .zip(other.runs())
+                .all(|(a, b)| a.0 == b.0 && self.sets.get(a.1) == other.sets.get(b.1))
     }
 
     /// First run of chunks that have this set.

@@ -3,9 +3,7 @@
 //! A [`MemoryCluster`] is the servers; each [`MemoryStore`] is one client's session. Time does not
 //! pass here: sessions end when they are dropped or told to [`MemoryStore::expire`], never by a clock.
 
-use crate::store::{
-    CommitError, KvVersion, MetaError, MetaStore, Value, Watch, Write, check_size,
-};
+use crate::store::{CommitError, KvVersion, MetaError, MetaStore, Value, Watch, Write, check_size};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -142,7 +140,11 @@ impl MemoryStore {
     /// What shall happen to this client's next commits, in order. Commits after them are normal.
     pub fn inject(&self, fault: CommitFault) {
         let mut state = self.shared.lock();
-        state.faults.entry(self.session).or_default().push_back(fault);
+        state
+            .faults
+            .entry(self.session)
+            .or_default()
+            .push_back(fault);
     }
 
     /// The servers give the session up: its ephemeral keys vanish, and each of its calls fails.
@@ -176,6 +178,12 @@ impl State {
             self.keys.remove(&key);
             self.touch(&key);
         }
+    }
+
+    /// Changes of the key that watches may see.
+    fn visible(&self, key: &str) -> u64 {
+        let visible = self.held.as_ref().unwrap_or(&self.changes);
+        visible.get(key).copied().unwrap_or(0)
     }
 
     fn touch(&mut self, key: &str) {
@@ -308,8 +316,8 @@ impl MetaStore for MemoryStore {
             shared: self.shared.clone(),
             session: self.session,
             key: key.to_owned(),
-            // The true count, also while watches are held: what came before is no news.
-            seen: state.changes.get(key).copied().unwrap_or(0),
+            // What a watch made while watches are held missed comes late, like the rest.
+            seen: state.visible(key),
             reconnects: state.reconnects.get(&self.session).copied().unwrap_or(0),
         }))
     }
@@ -336,8 +344,7 @@ impl Watch for MemoryWatch {
     fn wait(&mut self, timeout: Duration) -> Result<bool, MetaError> {
         let shared = self.shared.clone();
         let news = |state: &State| {
-            let visible = state.held.as_ref().unwrap_or(&state.changes);
-            let changes = visible.get(&self.key).copied().unwrap_or(0);
+            let changes = state.visible(&self.key);
             let reconnects = state.reconnects.get(&self.session).copied().unwrap_or(0);
             (changes, reconnects)
         };

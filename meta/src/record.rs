@@ -7,9 +7,10 @@
 //! | `cluster` | [`ClusterRecord`] |
 //! | `nodes/<node>` | [`NodeRecord`], JSON, permanent |
 //! | `live/<node>` | [`NodeLive`], JSON, ephemeral: gone when the node's lease is |
+//! | `node-names/<node name>` | the node's id, text: keeps names unique |
 //! | `names/<volume name>` | the volume's id, text |
 //! | `volumes/<volume>/head` | [`VolumeHead`] without its map shards; the only key that is watched |
-//! | `volumes/<volume>/map/<shard>` | runs of 64 Ki chunks, absent while all chunks have set 0 |
+//! | `volumes/<volume>/map/<shard>` | runs of 64 Ki chunks; absent while all of them have one set, which the head then names |
 //! | `fronts/<volume>` | [`FrontRecord`], JSON, ephemeral: where the front's control socket is |
 //!
 //! Small, rarely read records are JSON so that an administrator can read them with the store's own

@@ -1,5 +1,6 @@
 //! One suite for all backends of the metadata store. The real ZooKeeper server is started by
 //! `ci/zk/zk.sh`, or is the one that `UKAI_TEST_ZK=host:port` names.
+#![allow(clippy::unwrap_used)] // a test fails by panicking, in its helpers as well
 
 mod support;
 
@@ -76,13 +77,19 @@ fn reads_what_was_written(backend: &dyn Backend) {
     assert_eq!(store.list("a").unwrap(), Vec::<String>::new());
     let first = store.commit(&[create("a/b", b"one")]).unwrap()[0];
     let value = store.get("a/b").unwrap().unwrap();
-    assert_eq!((value.bytes.as_slice(), value.version), (&b"one"[..], first));
+    assert_eq!(
+        (value.bytes.as_slice(), value.version),
+        (&b"one"[..], first)
+    );
     let second = store.commit(&[set("a/b", b"two", first)]).unwrap()[0];
     assert!(second > first);
     // What one session committed, another reads at once.
     let other = backend.open();
     let value = other.get("a/b").unwrap().unwrap();
-    assert_eq!((value.bytes.as_slice(), value.version), (&b"two"[..], second));
+    assert_eq!(
+        (value.bytes.as_slice(), value.version),
+        (&b"two"[..], second)
+    );
     // A parent is no key, an empty value is one.
     assert_eq!(other.get("a").unwrap(), None);
     store.commit(&[create("a/empty", b"")]).unwrap();
@@ -111,7 +118,11 @@ fn lists_direct_children_sorted(backend: &dyn Backend) {
 fn a_conflict_rolls_everything_back(backend: &dyn Backend) {
     let store = backend.open();
     let versions = store
-        .commit(&[create("t/a", b"1"), create("t/b", b"1"), create("t/c", b"1")])
+        .commit(&[
+            create("t/a", b"1"),
+            create("t/b", b"1"),
+            create("t/c", b"1"),
+        ])
         .unwrap();
     let (a, b, c) = (versions[0], versions[1], versions[2]);
     store.commit(&[set("t/b", b"2", b)]).unwrap();
@@ -146,12 +157,19 @@ fn members_see_the_ones_before_them(backend: &dyn Backend) {
     let store = backend.open();
     let first = store.commit(&[create("m/a", b"1")]).unwrap()[0];
     let versions = store
-        .commit(&[delete("m/a", first), create("m/a", b"2"), create("m/b", b"3")])
+        .commit(&[
+            delete("m/a", first),
+            create("m/a", b"2"),
+            create("m/b", b"3"),
+        ])
         .unwrap();
     assert_eq!(bytes(&*store, "m/a"), Some(b"2".to_vec()));
     let now = store.get("m/a").unwrap().unwrap().version;
     assert_eq!(now, versions[1]);
-    conflict(store.commit(&[create("m/x", b""), create("m/x", b"")]), "m/x");
+    conflict(
+        store.commit(&[create("m/x", b""), create("m/x", b"")]),
+        "m/x",
+    );
     assert_eq!(store.get("m/x").unwrap(), None);
     // A check alone changes nothing.
     assert_eq!(store.commit(&[check("m/a", now)]).unwrap(), [now]);
@@ -162,24 +180,39 @@ fn limits_are_kept_before_anything_is_sent(backend: &dyn Backend) {
     let store = backend.open();
     let refused = |writes: &[Write]| {
         let result = store.commit(writes);
-        assert!(matches!(result, Err(CommitError::TooLarge(_))), "{result:?}");
+        assert!(
+            matches!(result, Err(CommitError::TooLarge(_))),
+            "{result:?}"
+        );
     };
     refused(&[]);
     refused(&[create("s/a", &vec![1; VALUE_BYTES_MAX + 1])]);
     let third = vec![1; TXN_BYTES_MAX / 3 + 1];
-    refused(&[create("s/a", &third), create("s/b", &third), create("s/c", &third)]);
+    refused(&[
+        create("s/a", &third),
+        create("s/b", &third),
+        create("s/c", &third),
+    ]);
     let many = |n: usize| -> Vec<Write> {
-        (0..n).map(|n| create(&format!("s/many/{n}"), b"x")).collect()
+        (0..n)
+            .map(|n| create(&format!("s/many/{n}"), b"x"))
+            .collect()
     };
     refused(&many(TXN_WRITES_MAX + 1));
-    for bad in ["", "/s", "s/", "s//a", "s/./a", "s/../a", "s/a b", "s/\u{e9}"] {
+    for bad in [
+        "", "/s", "s/", "s//a", "s/./a", "s/../a", "s/a b", "s/\u{e9}",
+    ] {
         refused(&[create(bad, b"")]);
     }
     assert!(store.list("s").unwrap().is_empty());
     // What is within them works, and the session is as good as before.
     let half = vec![7; TXN_BYTES_MAX / 2];
-    store.commit(&[create("s/a", &half), create("s/b", &half)]).unwrap();
-    store.commit(&[create("s/max", &vec![8; VALUE_BYTES_MAX])]).unwrap();
+    store
+        .commit(&[create("s/a", &half), create("s/b", &half)])
+        .unwrap();
+    store
+        .commit(&[create("s/max", &vec![8; VALUE_BYTES_MAX])])
+        .unwrap();
     store.commit(&many(TXN_WRITES_MAX)).unwrap();
     assert_eq!(store.list("s/many").unwrap().len(), TXN_WRITES_MAX);
     assert_eq!(bytes(&*store, "s/a"), Some(half));
@@ -202,7 +235,9 @@ fn ephemeral_keys_vanish_with_their_session(backend: &dyn Backend) {
     assert_eq!(observer.list("live").unwrap(), ["n"]);
     assert!(watch.wait(SOON).unwrap());
     drop(holder);
-    eventually("the end of the session", || observer.get("live/n").unwrap().is_none());
+    eventually("the end of the session", || {
+        observer.get("live/n").unwrap().is_none()
+    });
     assert!(watch.wait(SOON).unwrap());
     assert!(observer.list("live").unwrap().is_empty());
     assert_eq!(bytes(&*observer, "stays"), Some(b"2".to_vec()));
@@ -259,8 +294,7 @@ fn racing_sessions_lose_nothing(backend: &dyn Backend) {
                         let (n, version) = number(&*store);
                         let next = (n + 1).to_string();
                         let mark = format!("race/{racer}-{done}");
-                        let writes =
-                            [set("race/n", next.as_bytes(), version), create(&mark, b"")];
+                        let writes = [set("race/n", next.as_bytes(), version), create(&mark, b"")];
                         match store.commit(&writes) {
                             Ok(_) => done += 1,
                             Err(CommitError::Conflict { .. }) => conflicts += 1,
@@ -309,7 +343,9 @@ fn zookeeper_says_what_to_do_when_no_server_answers() {
     // Nothing listens on the discard port of loopback.
     let url = "zk:127.0.0.1:9".parse().unwrap();
     match ukai_meta::open(&url) {
-        Err(MetaError::Unavailable(text)) => assert!(text.contains("check that they run"), "{text}"),
+        Err(MetaError::Unavailable(text)) => {
+            assert!(text.contains("check that they run"), "{text}");
+        }
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("there is no server"),
     }
@@ -326,7 +362,11 @@ fn sqlite_says_what_is_wrong_with_the_file() {
         }
     };
     fails("no/such/directory.db", "directory must exist");
-    std::fs::write(dir.path().join("text"), "not a database at all, ".repeat(100)).unwrap();
+    std::fs::write(
+        dir.path().join("text"),
+        "not a database at all, ".repeat(100),
+    )
+    .unwrap();
     fails("text", "of a UKAI metadata file");
     let foreign = rusqlite_file(&dir.path().join("foreign.db"));
     assert!(foreign.exists());

@@ -1,4 +1,5 @@
 //! Three real ZooKeeper servers, and the leader is killed while commits are on their way.
+#![allow(clippy::unwrap_used)] // a test fails by panicking, in its helpers as well
 
 mod support;
 
@@ -146,7 +147,10 @@ fn killing_the_leader_loses_no_answered_commit() {
         }
         reached.recv().unwrap();
         phase.fetch_add(1, Ordering::AcqRel);
-        running.into_iter().map(|writer| writer.join().unwrap()).collect()
+        running
+            .into_iter()
+            .map(|writer| writer.join().unwrap())
+            .collect()
     });
     // A session that saw none of it looks.
     let fresh = zookeeper.open();
@@ -155,13 +159,18 @@ fn killing_the_leader_loses_no_answered_commit() {
         assert!(writer.answered.len() > 5, "writer {} starved", writer.id);
         for n in &writer.answered {
             let mark = format!("{}-{n}", writer.id);
-            assert!(marks.contains(&mark), "commit {mark} was answered and is lost");
+            assert!(
+                marks.contains(&mark),
+                "commit {mark} was answered and is lost"
+            );
         }
         let value = fresh.get(&writer.key()).unwrap().unwrap();
         assert_eq!(value.bytes, writer.n.to_string().into_bytes());
         assert_eq!(value.version, writer.version);
         // Each number once and in order, whether answered or found out later.
-        let own = marks.iter().filter(|m| m.starts_with(&format!("{}-", writer.id)));
+        let own = marks
+            .iter()
+            .filter(|m| m.starts_with(&format!("{}-", writer.id)));
         assert_eq!(own.count(), writer.n);
     }
     let unknown: usize = writers.iter().map(|writer| writer.unknown).sum();

@@ -1,4 +1,5 @@
 //! Archives: the bytes of each format version stay readable, and damaged ones are told from good ones.
+#![allow(clippy::unwrap_used)] // a test fails by panicking, in its helpers as well
 
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -13,6 +14,8 @@ use ukai_proto::message::ChunkRange;
 use ukai_proto::{BootId, ChunkIndex, NodeId, VolumeId};
 
 const VOLUME: VolumeId = VolumeId([0x76; 16]);
+
+type Step<'a> = dyn Fn(&VolumeMap) -> Result<tr::MapUpdate, tr::TransitionError> + 'a;
 
 /// A volume with a bit of everything: two sites, a stale node, joining and leaving replicas, shards
 /// with and without runs, attached.
@@ -42,7 +45,7 @@ fn sample() -> (VolumeMap, Vec<u8>, Vec<u8>) {
         front: [0xf0; 16],
     };
     let mut map = catalog::create_volume(&store, &new).unwrap();
-    let steps: [&dyn Fn(&VolumeMap) -> Result<tr::MapUpdate, tr::TransitionError>; 4] = [
+    let steps: [&Step<'_>; 4] = [
         &|map| tr::attach(map, by.clone(), false),
         &|map| tr::add_location(map, range(70_000, 9), node(9)),
         &|map| tr::remove_location(map, range(70_003, 2), node(1), 1),
@@ -70,12 +73,25 @@ fn decode(head: &[u8], shard: &[u8]) -> Result<VolumeMap, MetaError> {
 #[test]
 fn version_1_is_written_and_read_as_ever() {
     let (map, head, shard) = sample();
-    let golden_head: &[u8] = include_bytes!("golden/head-v1.bin");
-    let golden_shard: &[u8] = include_bytes!("golden/shard-v1.bin");
-    let read = decode(golden_head, golden_shard).unwrap();
+    let file = |name: &str| format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (head_file, shard_file) = (file("head-v1.bin"), file("shard-v1.bin"));
+    // To be set once, after a new format version was made.
+    if std::env::var_os("UKAI_WRITE_GOLDEN").is_some() {
+        std::fs::write(&head_file, &head).unwrap();
+        std::fs::write(&shard_file, &shard).unwrap();
+    }
+    let golden_head = std::fs::read(head_file).unwrap();
+    let golden_shard = std::fs::read(shard_file).unwrap();
+    let read = decode(&golden_head, &golden_shard).unwrap();
     assert!(read.same_configuration(&map), "{read:#?}\n{map:#?}");
-    assert_eq!(head, golden_head, "the layout changed: make a new format version");
-    assert_eq!(shard, golden_shard, "the layout changed: make a new format version");
+    assert_eq!(
+        head, golden_head,
+        "the layout changed: make a new format version"
+    );
+    assert_eq!(
+        shard, golden_shard,
+        "the layout changed: make a new format version"
+    );
 }
 
 #[test]
@@ -97,7 +113,10 @@ fn every_flipped_bit_and_every_cut_is_found() {
                 Err(MetaError::Corrupt { key, problem }) => {
                     assert_eq!(key, expected);
                     let advice = ["restore this key", "use a newer release"];
-                    assert!(advice.iter().any(|text| problem.contains(text)), "{problem}");
+                    assert!(
+                        advice.iter().any(|text| problem.contains(text)),
+                        "{problem}"
+                    );
                 }
                 other => panic!("damage went unnoticed: {other:?}"),
             }
@@ -176,16 +195,5 @@ proptest! {
             let _ = tr::mark_stale(&map, &map.nodes());
             let _ = tr::drop_leaving(&map, map.all(), NodeId([1; 16]));
         }
-    }
-}
-
-/// Writes the golden files; run with `UKAI_WRITE_GOLDEN=1` after a new format version was made.
-#[test]
-fn golden_files_are_written_on_demand() {
-    if std::env::var_os("UKAI_WRITE_GOLDEN").is_some() {
-        let (_, head, shard) = sample();
-        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-        std::fs::write(dir.join("head-v1.bin"), head).unwrap();
-        std::fs::write(dir.join("shard-v1.bin"), shard).unwrap();
     }
 }

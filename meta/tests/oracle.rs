@@ -1,13 +1,12 @@
 //! Every sequence of transitions against a slow, obvious model: per chunk a map from node to state.
+#![allow(clippy::unwrap_used)] // a test fails by panicking, in its helpers as well
 
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use ukai_meta::catalog;
 use ukai_meta::memory::MemoryCluster;
 use ukai_meta::transition::{self as tr, Change, NewVolume, TransitionError};
-use ukai_meta::{
-    Attach, Durability, NodeHealth, PlaceRule, ReplicaState, VolumeMap,
-};
+use ukai_meta::{Attach, Durability, NodeHealth, PlaceRule, ReplicaState, VolumeMap};
 use ukai_proto::message::ChunkRange;
 use ukai_proto::{BootId, ChunkIndex, Generation, NodeId, Token, VolumeId};
 
@@ -221,9 +220,7 @@ impl Model {
                 self.token += 1;
                 Ok(())
             }
-            Op::Detach => {
-                self.attached.take().map(|_| ()).ok_or("NotAttached")
-            }
+            Op::Detach => self.attached.take().map(|_| ()).ok_or("NotAttached"),
             Op::Delete => {
                 if self.deleting {
                     return Err("NoChange");
@@ -259,7 +256,10 @@ impl Model {
                 assert_eq!(got, self.effective(cell), "chunk {chunk}");
                 assert!(list.windows(2).all(|pair| pair[0].node < pair[1].node));
                 assert_eq!(list.as_slice(), map.set(map.set_of(ChunkIndex(chunk))));
-                assert!(list.in_sync_count() > 0, "chunk {chunk} has no in-sync replica");
+                assert!(
+                    list.in_sync_count() > 0,
+                    "chunk {chunk} has no in-sync replica"
+                );
             }
         }
         // Runs cover the volume without gaps, and neighbours differ.

@@ -1,4 +1,5 @@
 //! Several real processes on one store: this test binary starts itself again as the others.
+#![allow(clippy::unwrap_used)] // a test fails by panicking, in its helpers as well
 
 mod support;
 
@@ -55,7 +56,10 @@ impl Other {
     fn answer(&mut self) -> String {
         loop {
             let mut line = String::new();
-            assert!(self.answers.read_line(&mut line).unwrap() > 0, "the other process ended");
+            assert!(
+                self.answers.read_line(&mut line).unwrap() > 0,
+                "the other process ended"
+            );
             if let Some((_, answer)) = line.split_once("ANSWER ") {
                 return answer.trim().to_owned();
             }

@@ -1,4 +1,5 @@
 //! Metadata at scale: large volumes are cheap, and heavy scattering obeys every limit.
+#![allow(clippy::unwrap_used)] // a test fails by panicking, in its helpers as well
 
 use ukai_meta::memory::{MemoryCluster, MemoryStore};
 use ukai_meta::store::{TXN_BYTES_MAX, TXN_WRITES_MAX, VALUE_BYTES_MAX};
@@ -36,7 +37,10 @@ struct Scatter(u64);
 
 impl Scatter {
     fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         usize::try_from((self.0 >> 33) % n as u64).unwrap()
     }
 }
@@ -48,7 +52,11 @@ fn check_limits(store: &ukai_meta::memory::MemoryCluster) {
         } else {
             SHARD_BYTES_MAX
         };
-        assert!(bytes.len() <= max && max <= VALUE_BYTES_MAX, "{key}: {}", bytes.len());
+        assert!(
+            bytes.len() <= max && max <= VALUE_BYTES_MAX,
+            "{key}: {}",
+            bytes.len()
+        );
     }
 }
 
@@ -72,14 +80,18 @@ fn more_nodes_than_copies_are_all_used() {
     }
 }
 
+/// Chunk, from, to.
+type Move = (u32, NodeId, NodeId);
+type Step<'a> = dyn Fn(&Move) -> Vec<Change> + 'a;
+
 /// Moves one replica of each chunk to another node, all three steps, in transactions as large as they
 /// may be.
-fn relocate(store: &MemoryStore, mut map: VolumeMap, moves: &[(u32, NodeId, NodeId)]) -> VolumeMap {
+fn relocate(store: &MemoryStore, mut map: VolumeMap, moves: &[Move]) -> VolumeMap {
     let one = |chunk: u32| ChunkRange {
         start: ChunkIndex(chunk),
         count: 1,
     };
-    let steps: [&dyn Fn(&(u32, NodeId, NodeId)) -> Vec<Change>; 3] = [
+    let steps: [&Step<'_>; 3] = [
         &|(chunk, _, to)| {
             vec![Change::AddLocation {
                 range: one(*chunk),
@@ -127,7 +139,13 @@ fn relocate(store: &MemoryStore, mut map: VolumeMap, moves: &[(u32, NodeId, Node
     map
 }
 
-fn scatter(cluster: &MemoryCluster, new: &NewVolume, moves: usize, batch: usize, nodes: usize) -> VolumeMap {
+fn scatter(
+    cluster: &MemoryCluster,
+    new: &NewVolume,
+    moves: usize,
+    batch: usize,
+    nodes: usize,
+) -> VolumeMap {
     let store = cluster.session();
     let mut map = catalog::create_volume(&store, new).unwrap();
     let mut random = Scatter(1);
@@ -168,7 +186,13 @@ fn scatter(cluster: &MemoryCluster, new: &NewVolume, moves: usize, batch: usize,
 #[test]
 fn a_hundred_thousand_scattered_moves_on_16_tib_obey_every_limit() {
     let cluster = MemoryCluster::new();
-    let map = scatter(&cluster, &volume(16 * TIB, 4 << 20, 2, 2), 100_000, 5_000, 40);
+    let map = scatter(
+        &cluster,
+        &volume(16 * TIB, 4 << 20, 2, 2),
+        100_000,
+        5_000,
+        40,
+    );
     assert!(map.runs().count() > 150_000, "{} runs", map.runs().count());
     // 40 nodes, two copies: no more sets than there are pairs, whatever was in between.
     assert!(map.sets_in_use().count() <= 40 * 39 / 2);
@@ -178,7 +202,13 @@ fn a_hundred_thousand_scattered_moves_on_16_tib_obey_every_limit() {
 fn a_hundred_thousand_scattered_moves_in_one_shard_obey_every_limit() {
     // 64 Ki chunks: nearly every chunk becomes a run of its own.
     let cluster = MemoryCluster::new();
-    let map = scatter(&cluster, &volume(64 << 30, 1 << 20, 2, 2), 100_000, 5_000, 40);
+    let map = scatter(
+        &cluster,
+        &volume(64 << 30, 1 << 20, 2, 2),
+        100_000,
+        5_000,
+        40,
+    );
     assert!(map.runs().count() > 50_000, "{} runs", map.runs().count());
     let shard = &cluster.dump()[&key::shard(map.head.volume, 0)];
     assert!(shard.len() > 200_000, "{} bytes", shard.len());
@@ -205,7 +235,10 @@ fn a_full_table_of_sets_is_an_error_and_changes_nothing() {
     let first = changes.len() - 2000;
     let update = tr::apply(&map, &changes[..first]).unwrap();
     map = catalog::commit_update(&store, update).unwrap();
-    assert!(matches!(tr::apply(&map, &changes[first..]), Err(TransitionError::TooManySets)));
+    assert!(matches!(
+        tr::apply(&map, &changes[first..]),
+        Err(TransitionError::TooManySets)
+    ));
     // Going back to few sets makes room again.
     let cancel: Vec<Change> = changes[..first]
         .iter()
@@ -234,7 +267,10 @@ fn whole_volume_changes_of_a_scattered_map_fit_in_batches() {
     let store = cluster.session();
     let all = map.all();
     let batches = map.batches(all);
-    assert_eq!(batches.iter().map(|range| range.count).sum::<u32>(), map.chunk_count());
+    assert_eq!(
+        batches.iter().map(|range| range.count).sum::<u32>(),
+        map.chunk_count()
+    );
     for range in batches {
         let update = tr::add_location(&map, range, node(99)).unwrap();
         map = catalog::commit_update(&store, update).unwrap();
@@ -248,11 +284,21 @@ fn growth_follows_the_last_chunk() {
     let store = MemoryCluster::new().session();
     let map = catalog::create_volume(&store, &volume(1 << 30, 1 << 20, 2, 2)).unwrap();
     let last = tr::one_chunk(ChunkIndex(1023));
-    let map = catalog::commit_update(&store, tr::add_location(&map, last, node(7)).unwrap()).unwrap();
+    let map =
+        catalog::commit_update(&store, tr::add_location(&map, last, node(7)).unwrap()).unwrap();
     let map = catalog::commit_update(&store, tr::promote(&map, last, node(7)).unwrap()).unwrap();
-    assert!(matches!(tr::resize(&map, 1 << 29), Err(TransitionError::Shrink { .. })));
-    assert!(matches!(tr::resize(&map, (1 << 30) + 1), Err(TransitionError::Invalid(_))));
-    assert!(matches!(tr::resize(&map, 1 << 30), Err(TransitionError::NoChange)));
+    assert!(matches!(
+        tr::resize(&map, 1 << 29),
+        Err(TransitionError::Shrink { .. })
+    ));
+    assert!(matches!(
+        tr::resize(&map, (1 << 30) + 1),
+        Err(TransitionError::Invalid(_))
+    ));
+    assert!(matches!(
+        tr::resize(&map, 1 << 30),
+        Err(TransitionError::NoChange)
+    ));
     let map = catalog::commit_update(&store, tr::resize(&map, 16 * TIB).unwrap()).unwrap();
     assert_eq!(catalog::load_volume(&store, map.head.volume).unwrap(), map);
     assert_eq!(map.chunk_count(), 16 << 20);

@@ -222,7 +222,7 @@ pub(crate) struct Import {
     pub(crate) name: VolumeName,
     /// The image file
     pub(crate) file: PathBuf,
-    /// Its format; found out from the file if not given
+    /// Its format; found out from the file if not given (give it for an image of unknown origin)
     #[arg(long, value_enum)]
     pub(crate) format: Option<ImageFormat>,
     /// The volume may be larger than the image; the rest keeps what it holds

@@ -13,15 +13,26 @@ use tempfile::TempDir;
 use ukai_meta::record::FrontRecord;
 
 const BINARY: &str = "ublk-front";
-/// A front answers from memory; one that does not within this is stuck.
-const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+/// A front gives up on its own threads after 10 s and says so; one that is silent for longer is stuck.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bounds the answer of a control socket: the statistics of 64 lanes are far below.
 const CONTROL_BYTES_MAX: u64 = 1 << 20;
 /// How much of a failed child's log is shown.
 const LOG_LINES_SHOWN: usize = 8;
 
-/// Where the front's binary is: beside our own, else in `PATH`.
+/// Where the front's binary is: where `UKAI_FRONT` says, else beside our own, else in `PATH`.
 pub(crate) fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("UKAI_FRONT") {
+        let path = PathBuf::from(path);
+        return if path.is_file() {
+            Ok(path)
+        } else {
+            Err(ToolError::not_found(format!(
+                "UKAI_FRONT names no file: {}",
+                path.display()
+            )))
+        };
+    }
     let beside = std::env::current_exe()
         .ok()
         .and_then(|exe| Some(exe.parent()?.join(BINARY)));
@@ -30,7 +41,7 @@ pub(crate) fn binary() -> Result<PathBuf> {
         .or_else(|| find_in_path(BINARY))
         .ok_or_else(|| {
             ToolError::not_found(format!("no {BINARY} beside this program or in PATH"))
-                .next("install ublk-front on this machine, or put its folder into PATH")
+                .next("install ublk-front on this machine, or name it in UKAI_FRONT")
         })
 }
 
@@ -65,10 +76,15 @@ pub(crate) fn ask(front: &FrontRecord, request: &Value) -> Result<Value> {
         Ok(line)
     };
     let line = ask(&mut stream).map_err(|error| failed("ask", error))?;
-    serde_json::from_str(&line).map_err(|error| {
+    let answer: Value = serde_json::from_str(&line).map_err(|error| {
         ToolError::refused(format!("the front's answer is no JSON: {error}"))
             .next("check that ublk-front and ukai-tools are of the same version")
-    })
+    })?;
+    if answer["ok"] == false {
+        let said = answer["error"].as_str().unwrap_or("it does not say why");
+        return Err(ToolError::refused(format!("the front refuses: {said}")));
+    }
+    Ok(answer)
 }
 
 /// Runs `ublk-front settle`: attach without a device until every replica is in sync. Its progress

@@ -1,9 +1,11 @@
 //! Every kind of bad input: its exit code, its message, and that nothing was changed.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failure is the test's result
+
 mod common;
 
 use common::{CLUSTER, Ran, World, command, node_id};
-use ukai_meta::{MetaStore, Write, transition};
+use ukai_meta::{Write, transition};
 use ukai_proto::{ClusterId, Status};
 
 fn with_volume() -> World {

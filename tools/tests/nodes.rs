@@ -1,5 +1,7 @@
 //! Cluster and nodes.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failure is the test's result
+
 mod common;
 
 use common::{Ran, World, command};

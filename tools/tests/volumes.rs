@@ -1,5 +1,7 @@
 //! Volumes from creation to deletion, against fake nodes.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // a failure is the test's result
+
 mod common;
 
 use common::{World, node_id};

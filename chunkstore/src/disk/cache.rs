@@ -14,14 +14,18 @@ pub(super) struct Cached {
     dirty: bool,
     in_checkpoint: bool,
     referenced: bool,
-    /// Sectors whose data was written over zeros in groups up to `fresh_group`: until a recovery is
-    /// sure to know that those were flushed, their old content cannot be told from garbage.
+    /// Sectors whose data was written over zeros in groups `fresh_first` to `fresh_group`: until a
+    /// recovery is sure to know that those were flushed, what was there before is garbage to it.
     fresh: [u64; 4],
+    pub(super) fresh_first: GroupId,
     pub(super) fresh_group: GroupId,
 }
 
 impl Cached {
     pub(super) fn set_fresh(&mut self, sector: u8, group: GroupId) {
+        if self.fresh == [0; 4] {
+            self.fresh_first = group;
+        }
         self.fresh[usize::from(sector / 64)] |= 1 << (sector % 64);
         self.fresh_group = group;
     }
@@ -64,8 +68,9 @@ impl Cache {
         })
     }
 
-    pub(super) fn contains(&self, slot: SlotIndex) -> bool {
-        self.index.contains_key(&slot)
+    /// Is the page of an allocated slot here?
+    pub(super) fn contains_page(&self, slot: SlotIndex) -> bool {
+        self.index.get(&slot).is_some_and(|place| self.places[*place].page.is_some())
     }
 
     /// The page of an allocated slot, if it is here.
@@ -91,6 +96,7 @@ impl Cache {
             in_checkpoint: false,
             referenced: true,
             fresh: [0; 4],
+            fresh_first: 0,
             fresh_group: 0,
         };
         if self.places.len() < self.capacity {
@@ -118,6 +124,17 @@ impl Cache {
             return self.hand;
         }
         panic!("{} of {} cached pages are pinned", self.pinned, self.capacity);
+    }
+
+    /// The slot has no owner any more, and what its page says does not matter: a tombstone overrules it.
+    pub(super) fn forget(&mut self, slot: SlotIndex) {
+        if let Some(place) = self.index.get(&slot) {
+            let cached = &mut self.places[*place];
+            cached.page = None;
+            if std::mem::take(&mut cached.dirty) && !cached.in_checkpoint {
+                self.pinned -= 1;
+            }
+        }
     }
 
     /// The page differs from the table.

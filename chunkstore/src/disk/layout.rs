@@ -40,6 +40,14 @@ pub struct ShardPlace {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct SlotIndex(pub u32);
 
+impl SlotIndex {
+    /// Its page.
+    #[must_use]
+    pub fn page(self) -> PageIndex {
+        PageIndex(self.0)
+    }
+}
+
 /// A page of the page table: first one per slot, then those that describe holes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct PageIndex(pub u32);

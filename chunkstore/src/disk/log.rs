@@ -54,12 +54,6 @@ impl LogBuffer {
         self.first + self.blocks()
     }
 
-    /// Blocks the buffer would have after a record of this size.
-    pub(super) fn blocks_with(&self, record_bytes: usize) -> u64 {
-        let fits = self.open.is_some_and(|open| self.bytes.len() - open + record_bytes <= BLOCK_BYTES);
-        self.blocks() + u64::from(!fits)
-    }
-
     fn open_block(&mut self) -> usize {
         self.bytes.resize(self.bytes.len().next_multiple_of(BLOCK_BYTES), 0);
         let start = self.bytes.len();

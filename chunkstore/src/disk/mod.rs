@@ -6,13 +6,33 @@
 //! tests and simulators.
 
 pub mod api;
+mod cache;
+mod checkpoint;
 mod codec;
+mod commit;
+mod control;
+mod directory;
 pub mod format;
 mod hole;
+mod intent;
 pub mod layout;
 mod log;
 pub mod mem;
+mod op;
+mod order;
 mod page;
+mod put;
+mod read;
 mod record;
+mod recovery;
+mod replay;
+mod room;
+mod settle;
+mod slab;
+mod space;
 pub mod store;
 mod superblock;
+mod sweep;
+mod view;
+mod write;
+mod zero;

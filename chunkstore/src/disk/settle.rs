@@ -35,9 +35,13 @@ pub(super) fn decide(
     content: Option<u32>,
     lost: Option<Token>,
 ) -> Verdict {
-    let mut newest = None;
+    let mut newest: Option<SectorState> = None;
     for state in chain {
         let top = *newest.get_or_insert(state);
+        if content.is_none() {
+            let usable = top.flags & (SectorState::ZERO | SectorState::BAD) != 0;
+            return if usable { Verdict::Keep } else { Verdict::Bad };
+        }
         let is_top = top == state;
         let zero = state.flags & SectorState::ZERO != 0;
         let bad = state.flags & SectorState::BAD != 0;
@@ -99,6 +103,7 @@ mod tests {
         assert_eq!(judge(&fresh, Some(5)), Verdict::Revert(zero(8)), "garbage below zeros");
         assert_eq!(judge(&[zero(8), data(7, 70)], Some(70)), Verdict::Keep);
         assert_eq!(judge(&[zero(8)], None), Verdict::Keep);
+        assert_eq!(judge(&fresh, None), Verdict::Bad);
 
         let bad = SectorState { flags: SectorState::BAD, ..data(9, 90) };
         assert_eq!(judge(&[bad], Some(5)), Verdict::Keep, "rot is never adopted");

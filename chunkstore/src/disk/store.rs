@@ -1,12 +1,32 @@
 //! The store of one shard as a state machine.
+//!
+//! [`Store::submit`] and [`Store::disk_done`] are events; each may emit replies and device operations.
+//! After a batch of events the caller calls [`Store::turn_end`], which sends the records of the whole
+//! batch to the log in one write. Requests that cannot go on are parked on what they wait for and
+//! looked at again from the start when it happens, so a request's path is one function that reads from
+//! top to bottom: `read.rs`, `write.rs`, `zero.rs`, `put.rs`, `control.rs`.
 
-use super::api::{Disk, DiskError, DiskResult, Fence, IoId, OpId, StoreAction, StoreReply, StoreRequest, StoreView};
-use super::layout::ShardPlace;
-use std::marker::PhantomData;
-use ukai_proto::message::InventoryEntry;
-use ukai_proto::{Buffer, ChunkIndex, Generation, SectorInChunk, Seq, Status, Token, VolumeId};
+use super::api::{Disk, DiskError, DiskOp, DiskResult, IoId, OpId, StoreAction, StoreReply, StoreRequest};
+use super::cache::Cache;
+use super::checkpoint::Checkpoint;
+use super::commit::{Commit, GroupId};
+use super::directory::Directory;
+use super::hole::SlotKey;
+use super::intent::Intents;
+use super::layout::{BLOCK_BYTES, Geometry, ShardPlace, SlotIndex};
+use super::log::LogBuffer;
+use super::op::{Io, Kind, Op, Waiter};
+use super::order::Order;
+use super::recovery::{Recovered, recover};
+use super::room::Bounds;
+use super::slab::Slab;
+use super::space::Space;
+use super::sweep::Sweep;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use ukai_proto::{Buffer, SectorInChunk, Status};
 
-/// Bounds of a store's memory.
+/// Bounds of a store's memory. Besides the page cache a shard keeps about 30 bytes per slot in use
+/// (30 MiB per TiB stored) and about 110 per hole that a discard left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StoreLimits {
     /// Bytes of cached pages (each covers one slot of 1 MiB): 16 MiB keep the states of 4 GiB at hand.
@@ -58,7 +78,10 @@ pub enum OpenError {
         expected: u32,
     },
     /// A structure is damaged in a way that a crash cannot explain.
-    #[error("{what} is damaged at byte {position}: the device returned wrong data; format the node again and let it resynchronise")]
+    #[error(
+        "{what} damaged at byte {position}, which no crash explains: the device returned wrong data; \
+         format the node again and let it resynchronise"
+    )]
     Damaged {
         /// Which structure.
         what: &'static str,
@@ -92,72 +115,494 @@ pub struct StoreStats {
     pub requests: u64,
 }
 
+/// How far a request got.
+pub(super) enum Step<B> {
+    /// It waits, registered somewhere; or its effect is made and completions do the rest.
+    Wait,
+    /// It is finished.
+    Reply(StoreReply<B>),
+}
+
+impl<B> Step<B> {
+    pub(super) fn fail(status: Status, sector: SectorInChunk) -> Self {
+        Self::Reply(StoreReply::Failed { status, sector })
+    }
+}
+
+/// Why a part of a request's path ends early.
+pub(super) enum Stop {
+    /// Parked.
+    Parked,
+    /// Refused.
+    Refused(Status),
+}
+
 /// The store.
 #[derive(Debug)]
 pub struct Store<B> {
-    _b: PhantomData<B>,
+    pub(super) place: ShardPlace,
+    pub(super) geometry: Geometry,
+    pub(super) bounds: Bounds,
+    /// Blocks of the pending group.
+    pub(super) log: LogBuffer,
+    pub(super) epoch: u64,
+    /// Oldest block that a replay would need.
+    pub(super) tail: u64,
+    pub(super) superblock_sequence: u64,
+    pub(super) commit: Commit,
+    pub(super) directory: Directory,
+    pub(super) intents: Intents,
+    pub(super) space: Space,
+    pub(super) cache: Cache,
+    pub(super) dirty_hole_pages: BTreeSet<super::layout::PageIndex>,
+    pub(super) order: Order,
+    pub(super) sweep: Sweep,
+    pub(super) checkpoint: Checkpoint,
+    pub(super) ops: Slab<Op<B>>,
+    ios: Slab<Io>,
+    /// Requests to be started, and to be looked at again.
+    starting: VecDeque<u64>,
+    pub(super) ready: VecDeque<u64>,
+    /// Page reads under way.
+    pub(super) reading: BTreeMap<SlotIndex, Vec<u64>>,
+    pub(super) on_log_durable: VecDeque<(GroupId, Waiter)>,
+    pub(super) on_flushed: VecDeque<(GroupId, Waiter)>,
+    /// Requests that wait for log room, cache room, or a settled slot's turn.
+    pub(super) stalled: Vec<u64>,
+    pub(super) wait_slot: Vec<u64>,
+    pub(super) wait_marker: Vec<u64>,
+    pub(super) wait_intent_room: Vec<u64>,
+    /// A marker of this group must become durable; the group that will tell it.
+    pub(super) marker_wanted: GroupId,
+    pub(super) marker_group: Option<GroupId>,
+    told: Vec<u64>,
+    pub(super) poisoned: bool,
+    pub(super) closing: bool,
+    pub(super) closed: bool,
+    pub(super) stats: StoreStats,
 }
 
 impl<B: Buffer> Store<B> {
-    /// Recover the shard and make it ready.
-    pub fn open(_disk: &mut dyn Disk, _place: &ShardPlace, _limits: StoreLimits) -> Result<(Self, RecoveryReport), OpenError> {
-        Err(OpenError::NotFormatted)
+    /// Recovers the shard and makes it ready: superblock, page table, log, settled sectors, a checkpoint
+    /// under a new epoch. Blocking; nothing is served meanwhile.
+    pub fn open(
+        disk: &mut dyn Disk,
+        place: &ShardPlace,
+        limits: StoreLimits,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let Recovered { geometry, superblock, next_block, directory, intents, space, suspects, report } =
+            recover(disk, place)?;
+        let bounds = Bounds::new(geometry.log_blocks, limits.page_cache_bytes / BLOCK_BYTES);
+        let store = Self {
+            place: *place,
+            geometry,
+            bounds,
+            log: LogBuffer::new(next_block),
+            epoch: superblock.epoch,
+            tail: superblock.tail,
+            superblock_sequence: superblock.sequence,
+            commit: Commit::new(superblock.flushed),
+            directory,
+            intents,
+            space,
+            cache: Cache::new(bounds.cache_pages),
+            dirty_hole_pages: BTreeSet::new(),
+            order: Order::default(),
+            sweep: Sweep::new(suspects),
+            checkpoint: Checkpoint::default(),
+            ops: Slab::default(),
+            ios: Slab::default(),
+            starting: VecDeque::new(),
+            ready: VecDeque::new(),
+            reading: BTreeMap::new(),
+            on_log_durable: VecDeque::new(),
+            on_flushed: VecDeque::new(),
+            stalled: Vec::new(),
+            wait_slot: Vec::new(),
+            wait_marker: Vec::new(),
+            wait_intent_room: Vec::new(),
+            marker_wanted: 0,
+            marker_group: None,
+            told: Vec::new(),
+            poisoned: false,
+            closing: false,
+            closed: false,
+            stats: StoreStats::default(),
+        };
+        Ok((store, report))
     }
 
     /// A request. Replies may be emitted at once or by a later call.
-    pub fn submit(&mut self, op: OpId, _request: StoreRequest<B>, out: &mut Vec<StoreAction<B>>) {
-        out.push(StoreAction::Reply(op, StoreReply::Failed { status: Status::Stopping, sector: SectorInChunk(0) }));
+    pub fn submit(&mut self, op: OpId, request: StoreRequest<B>, out: &mut Vec<StoreAction<B>>) {
+        let refused = match Kind::new(request) {
+            None => Status::BadRequest,
+            Some(_) if self.closing => Status::Stopping,
+            Some(kind) if self.poisoned && kind.changes() => Status::Poisoned,
+            Some(kind) => {
+                let key = self.ops.insert(Op::new(op, kind));
+                self.starting.push_back(key);
+                self.run(out);
+                return;
+            }
+        };
+        let sector = SectorInChunk(0);
+        out.push(StoreAction::Reply(op, StoreReply::Failed { status: refused, sector }));
     }
 
     /// A device operation ended.
-    pub fn disk_done(&mut self, _io: IoId, _result: DiskResult<B>, _out: &mut Vec<StoreAction<B>>) {}
+    pub fn disk_done(&mut self, io: IoId, result: DiskResult<B>, out: &mut Vec<StoreAction<B>>) {
+        let io = self.ios.remove(io.0).expect("completions name operations that are under way");
+        let (read, error) = match result {
+            DiskResult::Read(data) => (Some(data), None),
+            DiskResult::Done => (None, None),
+            DiskResult::Failed(errno) => (None, Some(errno)),
+        };
+        match io {
+            Io::Log { .. } | Io::Sync | Io::Superblock | Io::InPlace if error.is_some() => {
+                self.poison(out);
+            }
+            Io::Log { group } => self.commit.log_ends(group),
+            Io::Sync => self.commit.end_sync(),
+            Io::Superblock => self.superblock_written(out),
+            Io::InPlace => self.page_written(out),
+            Io::Data { op, group, first, count } => {
+                self.commit.data_ends(group);
+                self.data_written(op, first, count, error, out);
+            }
+            Io::Read { op } => self.data_read(op, read, out),
+            Io::ReadSector { op, sector } => self.sector_read(op, sector, read, out),
+            Io::Page { slot } => self.page_read(slot, read, out),
+            Io::Punch { slot } => self.space.punched(slot),
+            Io::Settle { key } => self.slot_read(key, read, out),
+            Io::SettleSector { key, sector } => self.settle_sector_read(key, sector, read, out),
+        }
+        self.progress(out);
+        self.run(out);
+        self.begin_sync(out);
+    }
 
     /// After a batch of events: emits the group-committed log write, starts checkpoints.
-    pub fn turn_end(&mut self, _out: &mut Vec<StoreAction<B>>) {}
+    pub fn turn_end(&mut self, out: &mut Vec<StoreAction<B>>) {
+        self.run(out);
+        if !self.poisoned {
+            self.want_marker();
+            self.seal(out);
+            self.maybe_checkpoint(out);
+            self.progress(out);
+            self.run(out);
+            // What became possible by progress (a freed slot, say) may have left records.
+            self.seal(out);
+            self.begin_sync(out);
+        }
+        self.maybe_closed();
+    }
 
-    /// When idle: one step of sweeping suspect slots. `true` if there is more to do.
-    pub fn background(&mut self, _out: &mut Vec<StoreAction<B>>) -> bool {
-        false
+    /// When idle: one step of sweeping suspect slots and closing intents. `true` if there is more to do
+    /// at once. Call [`Store::turn_end`] after it as after any event.
+    pub fn background(&mut self, out: &mut Vec<StoreAction<B>>) -> bool {
+        if self.closing || self.poisoned {
+            return false;
+        }
+        let more = self.sweep_step(out);
+        self.close_intents();
+        self.run(out);
+        more || (!self.space.tombstones.is_empty() && !self.checkpoint.running())
     }
 
     /// Clean stop: new requests are refused with Stopping, those in flight finish, then a checkpoint.
-    /// [`Store::closed`] tells when all is on disk. Call `turn_end` after it as after any event.
-    pub fn close(&mut self, _out: &mut Vec<StoreAction<B>>) {}
+    /// [`Store::closed`] tells when all is on disk. Call [`Store::turn_end`] after it as after any event.
+    pub fn close(&mut self, _out: &mut Vec<StoreAction<B>>) {
+        self.closing = true;
+    }
 
-    /// The clean stop is complete (or the store is poisoned and nothing is in flight).
+    /// The clean stop is complete (or the store is poisoned and no request is in flight).
     #[must_use]
     pub fn closed(&self) -> bool {
-        true
+        self.closed
     }
 
     /// A log write or flush failed; every later write and flush is refused.
     #[must_use]
     pub fn poisoned(&self) -> bool {
-        false
+        self.poisoned
     }
 
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> StoreStats {
-        StoreStats::default()
+        StoreStats {
+            intents_open: self.intents.len() as u64,
+            slots_suspect: self.sweep.suspects.len() as u64,
+            requests: self.ops.len() as u64,
+            ..self.stats
+        }
     }
-}
 
-impl<B> StoreView for Store<B> {
-    fn fence(&self, _volume: VolumeId) -> Option<Fence> {
-        None
+    /// Starts and re-examines requests until nothing moves.
+    pub(super) fn run(&mut self, out: &mut Vec<StoreAction<B>>) {
+        loop {
+            if let Some(key) = self.starting.pop_front() {
+                self.start(key, out);
+            } else if let Some(key) = self.ready.pop_front() {
+                self.advance(key, out);
+            } else {
+                break;
+            }
+        }
     }
-    fn open_intents(&self, _volume: VolumeId, _start: ChunkIndex, _limit: usize) -> (Vec<ChunkIndex>, bool) {
-        (Vec::new(), false)
+
+    /// Volume gate, then sectors, then the request's own path.
+    fn start(&mut self, key: u64, out: &mut Vec<StoreAction<B>>) {
+        let Some(op) = self.ops.get_mut(key) else {
+            return;
+        };
+        if let Some((volume, barrier)) = op.kind.gate()
+            && !op.entered
+        {
+            // The gate lets it in at once or puts it back to `starting` later.
+            op.entered = true;
+            if !self.order.enter(volume, key, barrier) {
+                return;
+            }
+        }
+        if let Some(span) = op.kind.span() {
+            let exclusive = op.kind.changes();
+            op.claimed = true;
+            if !self.order.acquire(span.key, key, (span.first, span.last()), exclusive) {
+                return;
+            }
+        }
+        self.advance(key, out);
     }
-    fn written_since(&self, _volume: VolumeId, _since: Generation, _start: ChunkIndex, _limit: usize) -> (Vec<ChunkIndex>, bool) {
-        (Vec::new(), false)
+
+    fn advance(&mut self, key: u64, out: &mut Vec<StoreAction<B>>) {
+        let Some(mut op) = self.ops.lend(key) else {
+            return;
+        };
+        op.started = true;
+        let step = if op.executed {
+            Step::Wait
+        } else if self.poisoned && op.kind.changes() {
+            Step::fail(Status::Poisoned, SectorInChunk(0))
+        } else {
+            match op.kind {
+                Kind::Read { .. } | Kind::List { .. } => self.advance_read(key, &mut op, out),
+                Kind::Write { .. } => self.advance_write(key, &mut op, out),
+                Kind::Zero { .. } => self.advance_zero(key, &mut op, out),
+                Kind::Put { .. } => self.advance_put(key, &mut op, out),
+                Kind::Flush => self.advance_flush(key, &mut op),
+                Kind::Fence { .. } | Kind::Adopt { .. } => self.advance_fence(key, &mut op),
+                Kind::Release { .. } => self.advance_release(key, &mut op),
+            }
+        };
+        match step {
+            Step::Wait => self.ops.give_back(key, op),
+            Step::Reply(reply) => {
+                self.ops.retire(key);
+                self.finish(key, &op, reply, out);
+            }
+        }
     }
-    fn inventory(&self, _after: VolumeId, _limit: usize) -> (Vec<InventoryEntry>, bool) {
-        (Vec::new(), false)
+
+    /// A request whose effect is made: is all done that it waits for?
+    pub(super) fn settle_up(&mut self, key: u64, out: &mut Vec<StoreAction<B>>) {
+        let Some(op) = self.ops.get(key) else {
+            return;
+        };
+        if !op.executed || op.ios > 0 || !op.kind.changes() {
+            return;
+        }
+        let reply = match op.failure {
+            _ if self.poisoned && !op.log_ok => {
+                StoreReply::Failed { status: Status::Poisoned, sector: SectorInChunk(0) }
+            }
+            _ if !op.log_ok => return,
+            Some((status, sector)) => StoreReply::Failed { status, sector },
+            None => StoreReply::Done { applied: op.applied },
+        };
+        self.reply(key, reply, out);
     }
-    fn settled(&mut self, _volume: VolumeId, _token: Token, _seq: Seq) {}
-    fn slots(&self) -> (u64, u64) {
-        (0, 0)
+
+    /// Finishes a request that is in its place.
+    pub(super) fn reply(&mut self, key: u64, reply: StoreReply<B>, out: &mut Vec<StoreAction<B>>) {
+        let op = self.ops.remove(key).expect("the request is in flight");
+        self.finish(key, &op, reply, out);
+    }
+
+    fn finish(&mut self, key: u64, op: &Op<B>, reply: StoreReply<B>, out: &mut Vec<StoreAction<B>>) {
+        assert_eq!(op.ios, 0, "a finished request has nothing under way");
+        if let Some(span) = op.kind.span() {
+            self.order.release(span.key, key, &mut self.ready);
+        }
+        if let Some((volume, _)) = op.kind.gate() {
+            self.order.leave(volume, &mut self.starting);
+        }
+        out.push(StoreAction::Reply(op.id, reply));
+    }
+
+    /// Looks at the marks of the log and wakes who waits for them.
+    pub(super) fn progress(&mut self, out: &mut Vec<StoreAction<B>>) {
+        if self.poisoned {
+            return;
+        }
+        let mut told = std::mem::take(&mut self.told);
+        self.commit.advance(&mut told);
+        for key in told.drain(..) {
+            self.log_ok(key, out);
+        }
+        self.told = told;
+        while let Some((group, waiter)) = self.on_log_durable.front().copied() {
+            if group > self.commit.log_durable() {
+                break;
+            }
+            self.on_log_durable.pop_front();
+            self.wake(waiter, out);
+        }
+        while let Some((group, waiter)) = self.on_flushed.front().copied() {
+            if group > self.commit.flushed {
+                break;
+            }
+            self.on_flushed.pop_front();
+            self.wake(waiter, out);
+        }
+        self.space.flushed(self.commit.flushed);
+        while let Some(slot) = self.space.punch() {
+            let io = self.io(Io::Punch { slot });
+            let position = self.geometry.slot_position(slot);
+            let bytes = ukai_proto::limits::SLOT_BYTES as u64;
+            out.push(StoreAction::Disk(DiskOp::Punch { io, position, bytes }));
+        }
+        self.wake_slots();
+        self.wake_intent_room();
+        self.marker_progress();
+        self.checkpoint_progress(out);
+    }
+
+    fn log_ok(&mut self, key: u64, out: &mut Vec<StoreAction<B>>) {
+        if let Some(op) = self.ops.get_mut(key) {
+            op.log_ok = true;
+            self.settle_up(key, out);
+        }
+    }
+
+    fn wake(&mut self, waiter: Waiter, out: &mut Vec<StoreAction<B>>) {
+        match waiter {
+            Waiter::Op(key) => self.log_ok(key, out),
+            Waiter::Intent(volume, chunk) => {
+                if let Some(intent) = self.intents.get_mut(volume, chunk) {
+                    intent.opening = None;
+                    self.ready.extend(intent.waiting.drain(..));
+                }
+            }
+            Waiter::Checkpoint => self.checkpoint_logged(out),
+        }
+    }
+
+    pub(super) fn io(&mut self, io: Io) -> IoId {
+        IoId(self.ios.insert(io))
+    }
+
+    fn begin_sync(&mut self, out: &mut Vec<StoreAction<B>>) {
+        if !self.poisoned && self.commit.begin_sync() {
+            let io = self.io(Io::Sync);
+            out.push(StoreAction::Disk(DiskOp::Sync { io }));
+        }
+    }
+
+    /// The log or a flush failed: what is on disk is no longer known. Reads go on, nothing else does.
+    pub(super) fn poison(&mut self, out: &mut Vec<StoreAction<B>>) {
+        self.poisoned = true;
+        self.on_log_durable.clear();
+        self.on_flushed.clear();
+        let keys: Vec<u64> = self.ops.keys().collect();
+        for key in keys {
+            let Some(op) = self.ops.get(key) else {
+                continue;
+            };
+            if op.kind.changes() && op.executed {
+                self.settle_up(key, out);
+            } else if op.started {
+                // Writers find the poison; readers that waited for room or a turn look again.
+                self.ready.push_back(key);
+            }
+        }
+    }
+
+    fn maybe_closed(&mut self) {
+        if self.closing && self.poisoned && self.ops.len() == 0 {
+            self.closed = true;
+        }
+    }
+
+    pub(super) fn slot_page_position(&self, slot: SlotIndex) -> u64 {
+        self.geometry.page_position(slot.page())
+    }
+
+    /// The page of a slot; a miss reads it and parks the request.
+    pub(super) fn page_ready(
+        &mut self,
+        slot: SlotIndex,
+        waiter: Option<u64>,
+        out: &mut Vec<StoreAction<B>>,
+    ) -> bool {
+        if self.cache.get(slot).is_some() {
+            return true;
+        }
+        if let Some(waiting) = self.reading.get_mut(&slot) {
+            waiting.extend(waiter);
+            return false;
+        }
+        self.reading.insert(slot, waiter.into_iter().collect());
+        let io = self.io(Io::Page { slot });
+        let position = self.slot_page_position(slot);
+        let bytes = BLOCK_BYTES as u32;
+        out.push(StoreAction::Disk(DiskOp::Read { io, position, bytes }));
+        false
+    }
+
+    fn page_read(&mut self, slot: SlotIndex, read: Option<B>, out: &mut Vec<StoreAction<B>>) {
+        // Nobody waits any more if the slot changed its owner meanwhile.
+        let Some(waiting) = self.reading.remove(&slot) else {
+            return;
+        };
+        let page = read.as_ref().and_then(|data| {
+            let image = data.as_slice();
+            match super::page::check(image, &self.place, slot.page()) {
+                super::page::PageCheck::Valid(head) if head.kind == super::page::KIND_SLOT => {
+                    Some(super::page::Page::from_image(image))
+                }
+                _ => None,
+            }
+        });
+        match page {
+            Some(page) => {
+                self.cache.insert(slot, Some(page));
+                self.ready.extend(waiting);
+            }
+            None => {
+                // The slot cannot be served until its page can be read again.
+                for key in waiting {
+                    if self.ops.get(key).is_some_and(|op| !op.executed) {
+                        let status = Status::IoError;
+                        self.reply(key, StoreReply::Failed { status, sector: SectorInChunk(0) }, out);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Settled?
+    pub(super) fn settled_ready(
+        &mut self,
+        key: &SlotKey,
+        slot: SlotIndex,
+        waiter: u64,
+        out: &mut Vec<StoreAction<B>>,
+    ) -> bool {
+        if !self.sweep.suspects.contains(key) {
+            return true;
+        }
+        self.settle(key, slot, Some(waiter), out);
+        false
     }
 }

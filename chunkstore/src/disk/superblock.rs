@@ -7,7 +7,7 @@ use super::store::OpenError;
 use ukai_proto::crc::crc32c;
 
 /// Version of the format of a shard region and of the node superblock.
-pub const FORMAT_VERSION: u32 = 1;
+pub(super) const FORMAT_VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"UKAIshrd";
 /// Position of the checksum: after magic and version, before everything it covers.

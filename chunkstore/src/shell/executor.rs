@@ -130,7 +130,7 @@ async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
         let serving = glommio::spawn_local_into(serving, queues.data)
             .map_err(|error| format!("shard {index}: {error}"))?;
         shards.push((index, serving.detach()));
-        let _ = setting.events.send(Event::Opened(index));
+        let _ = setting.events.send(Event::Opened);
     }
     for (index, serving) in shards {
         let clean = serving.await.unwrap_or(false);

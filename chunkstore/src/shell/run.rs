@@ -50,7 +50,7 @@ pub struct Options {
 #[derive(Debug)]
 pub(super) enum Event {
     /// A shard is open and listens.
-    Opened(ShardIndex),
+    Opened,
     /// An executor cannot go on.
     Failed(String),
     /// A shard stopped.
@@ -209,7 +209,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let mut opened = 0;
     while opened < block.shard_count {
         match events.recv() {
-            Ok(Event::Opened(_)) => opened += 1,
+            Ok(Event::Opened) => opened += 1,
             Ok(Event::Failed(problem)) => return Err(Error::Executor(problem)),
             // Recovery is not interrupted half-way: it is repeated from the start next time.
             Ok(Event::Signal) => return Err(Error::Unclean("stopped while opening".into())),
@@ -263,7 +263,7 @@ fn serve(
             Ok(Event::Stopped { shard, .. }) => {
                 return Err(Error::Executor(format!("shard {shard} ended by itself")));
             }
-            Ok(Event::Opened(_)) => {}
+            Ok(Event::Opened) => {}
             Err(_) => return Err(Error::Executor("all executors ended".into())),
         }
     }

@@ -7,7 +7,7 @@ begin
 two_nodes
 volume_create root 128MiB
 root=$scratch/root
-mkdir -p "$root"/{bin,sbin,proc,sys,dev}
+mkdir -p "$root"/{bin,sbin,usr/bin,usr/sbin,proc,sys,dev}
 cp /bin/busybox "$root/bin/"
 cp ci/guest/init/disk-root "$root/sbin/init"
 mke2fs -q -t ext4 -b 4096 -d "$root" "$scratch/root.img" 128M

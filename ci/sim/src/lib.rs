@@ -100,10 +100,22 @@ pub fn run_once(seed: u64, options: Options) -> Outcome {
 #[must_use]
 pub fn run(seed: u64, options: Options) -> Outcome {
     let first = run_once(seed, options);
-    let second = run_once(seed, Options { verbose: false, ..options });
+    let second = run_once(
+        seed,
+        Options {
+            verbose: false,
+            ..options
+        },
+    );
     if first.hash != second.hash {
-        let failure = Failure::Determinism { first: first.hash, second: second.hash };
-        return Outcome { failure: Some(failure), ..first };
+        let failure = Failure::Determinism {
+            first: first.hash,
+            second: second.hash,
+        };
+        return Outcome {
+            failure: Some(failure),
+            ..first
+        };
     }
     first
 }

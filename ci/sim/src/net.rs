@@ -18,9 +18,18 @@ pub(crate) type LinkId = u64;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Client {
     /// A front.
-    Front { front: FrontIndex, conn: Conn, peer: PeerIndex },
+    Front {
+        front: FrontIndex,
+        conn: Conn,
+        peer: PeerIndex,
+    },
     /// A node's copy engine.
-    Peer { node: NodeIndex, epoch: u64, shard: u16, peer: u64 },
+    Peer {
+        node: NodeIndex,
+        epoch: u64,
+        shard: u16,
+        peer: u64,
+    },
     /// The final comparison.
     Inspector,
 }
@@ -37,7 +46,12 @@ pub(crate) struct Direction {
 }
 
 impl Direction {
-    const OPEN: Self = Self { last: 0, clogged_until: 0, until: u64::MAX, told: false };
+    const OPEN: Self = Self {
+        last: 0,
+        clogged_until: 0,
+        until: u64::MAX,
+        told: false,
+    };
 }
 
 /// A connection to a shard.
@@ -53,7 +67,11 @@ pub(crate) struct Link {
 
 impl Link {
     fn direction(&mut self, to_node: bool) -> &mut Direction {
-        if to_node { &mut self.to_node } else { &mut self.to_client }
+        if to_node {
+            &mut self.to_node
+        } else {
+            &mut self.to_client
+        }
     }
 }
 
@@ -70,7 +88,12 @@ pub(crate) struct Ending {
 
 impl World {
     /// Opens a connection, if someone listens.
-    pub(crate) fn open_link(&mut self, client: Client, node: NodeIndex, shard: u16) -> Option<LinkId> {
+    pub(crate) fn open_link(
+        &mut self,
+        client: Client,
+        node: NodeIndex,
+        shard: u16,
+    ) -> Option<LinkId> {
         let epoch = self.nodes[node].epoch;
         self.nodes[node].process.as_ref()?;
         let id = self.next_link;
@@ -92,15 +115,30 @@ impl World {
     pub(crate) fn transmit(&mut self, link: LinkId, to_node: bool, frame: Frame<Vec<u8>>) {
         let now = self.queue.now();
         let delay = self.swarm.net_delay_ns / 20 + self.up_to(self.swarm.net_delay_ns);
-        let Some(state) = self.links.get_mut(&link) else { return };
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
         let direction = state.direction(to_node);
         if direction.told {
             return;
         }
-        let at = (now + delay).max(direction.last).max(direction.clogged_until);
+        let at = (now + delay)
+            .max(direction.last)
+            .max(direction.clogged_until);
         direction.last = at;
-        let frame = if self.in_256(self.swarm.recode_in_256) { self.recode(frame) } else { frame };
-        self.queue.push(at, Event::Frame { link, to_node, frame: Box::new(frame) });
+        let frame = if self.in_256(self.swarm.recode_in_256) {
+            self.recode(frame)
+        } else {
+            frame
+        };
+        self.queue.push(
+            at,
+            Event::Frame {
+                link,
+                to_node,
+                frame: Box::new(frame),
+            },
+        );
     }
 
     /// Through bytes and back, cut anywhere.
@@ -113,7 +151,10 @@ impl World {
             let (piece, tail) = rest.split_at(self.rng.random_range(1..=rest.len()));
             rest = tail;
             let fed = decoder.feed(piece, &mut out);
-            assert!(fed.is_ok(), "a frame that a core made does not decode: {fed:?}");
+            assert!(
+                fed.is_ok(),
+                "a frame that a core made does not decode: {fed:?}"
+            );
         }
         assert_eq!(out.len(), 1, "one frame in, one frame out");
         out.remove(0)
@@ -121,7 +162,9 @@ impl World {
 
     pub(crate) fn frame_arrives(&mut self, id: LinkId, to_node: bool, frame: Frame<Vec<u8>>) {
         let now = self.queue.now();
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
         let direction = *link.direction(to_node);
         let link = *link;
         if now > direction.until || direction.told {
@@ -137,7 +180,12 @@ impl World {
         }
         match link.client {
             Client::Front { front, conn, peer } => self.front_frame(front, conn, peer, id, frame),
-            Client::Peer { node, epoch, shard, peer } => self.peer_frame(node, epoch, shard, peer, frame),
+            Client::Peer {
+                node,
+                epoch,
+                shard,
+                peer,
+            } => self.peer_frame(node, epoch, shard, peer, frame),
             Client::Inspector => self.inspected(id, frame),
         }
     }
@@ -145,19 +193,35 @@ impl World {
     /// Ends a connection.
     pub(crate) fn end_link(&mut self, id: LinkId, ending: Ending) {
         let now = self.queue.now();
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
         link.to_node.until = link.to_node.until.min(ending.to_node_until);
         link.to_client.until = link.to_client.until.min(ending.to_client_until);
         if let Some(at) = ending.node_learns {
-            self.queue.push(at.max(now), Event::LinkClosed { link: id, to_node: true });
+            self.queue.push(
+                at.max(now),
+                Event::LinkClosed {
+                    link: id,
+                    to_node: true,
+                },
+            );
         }
         if let Some(at) = ending.client_learns {
-            self.queue.push(at.max(now), Event::LinkClosed { link: id, to_node: false });
+            self.queue.push(
+                at.max(now),
+                Event::LinkClosed {
+                    link: id,
+                    to_node: false,
+                },
+            );
         }
     }
 
     pub(crate) fn link_closed(&mut self, id: LinkId, to_node: bool) {
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
         let direction = link.direction(to_node);
         if direction.told {
             return;
@@ -176,7 +240,12 @@ impl World {
         }
         match link.client {
             Client::Front { front, conn, peer } => self.front_link_closed(front, conn, peer, id),
-            Client::Peer { node, epoch, shard, peer } => self.peer_closed(node, epoch, shard, peer),
+            Client::Peer {
+                node,
+                epoch,
+                shard,
+                peer,
+            } => self.peer_closed(node, epoch, shard, peer),
             Client::Inspector => self.inspector_closed(),
         }
     }
@@ -184,8 +253,15 @@ impl World {
     /// The network cuts a connection: a random part of what is under way still arrives.
     pub(crate) fn cut_link(&mut self, id: LinkId) {
         let now = self.queue.now();
-        let (lost_in, lost_out) = (self.up_to(self.swarm.net_delay_ns), self.up_to(self.swarm.net_delay_ns));
-        let late = if self.in_256(64) { 3_000_000_000 } else { 50_000_000 };
+        let (lost_in, lost_out) = (
+            self.up_to(self.swarm.net_delay_ns),
+            self.up_to(self.swarm.net_delay_ns),
+        );
+        let late = if self.in_256(64) {
+            3_000_000_000
+        } else {
+            50_000_000
+        };
         let (node_learns, client_learns) = (self.up_to(late), self.up_to(late));
         self.end_link(
             id,
@@ -211,7 +287,9 @@ impl World {
     pub(crate) fn close_from(&mut self, id: LinkId, by_node: bool) {
         let now = self.queue.now();
         let delay = self.up_to(self.swarm.net_delay_ns);
-        let Some(link) = self.links.get_mut(&id) else { return };
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
         let sent = link.direction(!by_node).last.max(now);
         // What the other end sends from here on is not read any more.
         let ending = if by_node {

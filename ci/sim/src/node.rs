@@ -50,7 +50,10 @@ impl World {
     /// Formats and registers the nodes, creates the volume, starts everything.
     pub(crate) fn make_cluster(&mut self) {
         let made = catalog::init_cluster(&self.operator, CLUSTER);
-        assert!(made.is_ok(), "a fresh metadata store takes a cluster: {made:?}");
+        assert!(
+            made.is_ok(),
+            "a fresh metadata store takes a cluster: {made:?}"
+        );
         for index in 0..self.swarm.nodes {
             let node = self.make_node(index);
             self.nodes.push(node);
@@ -62,8 +65,15 @@ impl World {
             name: "v".into(),
             size_bytes: u64::from(self.swarm.chunks) * self.swarm.chunk_bytes,
             chunk_bytes: self.swarm.chunk_bytes,
-            durability: if self.swarm.through { Durability::Through } else { Durability::Cache },
-            place: vec![PlaceRule { site: "s".into(), copies: self.swarm.copies }],
+            durability: if self.swarm.through {
+                Durability::Through
+            } else {
+                Durability::Cache
+            },
+            place: vec![PlaceRule {
+                site: "s".into(),
+                copies: self.swarm.copies,
+            }],
             nodes: vec![ids],
         };
         let made = catalog::create_volume(&self.operator, &new);
@@ -88,7 +98,10 @@ impl World {
             log_bytes: Some(self.swarm.log_bytes),
         };
         let formatted = format(&mut disk, &wanted, false);
-        assert!(formatted.is_ok(), "a blank device can be formatted: {formatted:?}");
+        assert!(
+            formatted.is_ok(),
+            "a blank device can be formatted: {formatted:?}"
+        );
         Node {
             id,
             record: NodeRecord {
@@ -97,7 +110,9 @@ impl World {
                 site: "s".into(),
                 labels: Vec::new(),
                 shard_count: self.swarm.shards,
-                shard_addresses: (0..self.swarm.shards).map(|shard| vec![address(index, shard)]).collect(),
+                shard_addresses: (0..self.swarm.shards)
+                    .map(|shard| vec![address(index, shard)])
+                    .collect(),
                 host: name,
                 capacity_bytes: 2 * data,
                 draining: false,
@@ -121,42 +136,60 @@ impl World {
         let node = &mut self.nodes[index];
         node.epoch += 1;
         let epoch = node.epoch;
-        let opened = NodeSuperblock::read(&mut node.disk).map_err(|error| error.to_string()).and_then(|mut block| {
-            block.bump_start(&mut node.disk).map_err(|error| error.to_string())?;
-            let incarnation = Incarnation { boot: BootId([node.boot; 16]), start: block.start };
-            let mut shards = Vec::new();
-            for shard in (0..block.shard_count).map(ShardIndex) {
-                let place = block.shard_place(shard);
-                let (store, _) = Store::open(&mut node.disk, &place, StoreLimits::default())
+        let opened = NodeSuperblock::read(&mut node.disk)
+            .map_err(|error| error.to_string())
+            .and_then(|mut block| {
+                block
+                    .bump_start(&mut node.disk)
                     .map_err(|error| error.to_string())?;
-                let identity = ShardIdentity {
-                    cluster: CLUSTER,
-                    node: node.id,
-                    shard,
-                    shard_count: block.shard_count,
-                    incarnation,
+                let incarnation = Incarnation {
+                    boot: BootId([node.boot; 16]),
+                    start: block.start,
                 };
-                shards.push(ShardCore::new(identity, store));
-            }
-            Ok((shards, incarnation))
-        });
+                let mut shards = Vec::new();
+                for shard in (0..block.shard_count).map(ShardIndex) {
+                    let place = block.shard_place(shard);
+                    let (store, _) = Store::open(&mut node.disk, &place, StoreLimits::default())
+                        .map_err(|error| error.to_string())?;
+                    let identity = ShardIdentity {
+                        cluster: CLUSTER,
+                        node: node.id,
+                        shard,
+                        shard_count: block.shard_count,
+                        incarnation,
+                    };
+                    shards.push(ShardCore::new(identity, store));
+                }
+                Ok((shards, incarnation))
+            });
         let (shards, incarnation) = match opened {
             Ok(opened) => opened,
             Err(error) => {
-                self.fail(Failure::Correctness(format!("node n{index} cannot recover: {error}")));
+                self.fail(Failure::Correctness(format!(
+                    "node n{index} cannot recover: {error}"
+                )));
                 return;
             }
         };
-        let live = NodeLive { incarnation, used_bytes: 0 };
+        let live = NodeLive {
+            incarnation,
+            used_bytes: 0,
+        };
         let registered = catalog::register_node(&session, &node.record, &live);
         assert!(registered.is_ok(), "a node registers: {registered:?}");
         let turn_due = vec![false; shards.len()];
-        node.process = Some(Process { shards, turn_due, peers: BTreeMap::new(), _session: session });
+        node.process = Some(Process {
+            shards,
+            turn_due,
+            peers: BTreeMap::new(),
+            _session: session,
+        });
         self.say(|| format!("node n{index} starts, {incarnation:?}"));
         for shard in 0..self.swarm.shards {
             self.shard_event(index, shard, ShardEvent::LeaseHeld);
         }
-        self.queue.push(now + SECOND, Event::NodeTick { node: index, epoch });
+        self.queue
+            .push(now + SECOND, Event::NodeTick { node: index, epoch });
     }
 
     /// Ends the process: everything in its memory is gone.
@@ -169,7 +202,8 @@ impl World {
             .links
             .iter()
             .filter(|(_, link)| {
-                link.node == index || matches!(link.client, Client::Peer { node, .. } if node == index)
+                link.node == index
+                    || matches!(link.client, Client::Peer { node, .. } if node == index)
             })
             .map(|(id, _)| *id)
             .collect();
@@ -194,7 +228,9 @@ impl World {
         self.say(|| format!("node n{index} crashes"));
         self.end_process(index, 20 * MS);
         let rng = &mut self.rng;
-        self.nodes[index].disk.crash_process(&mut || rng.random_range(0..2u32) == 0);
+        self.nodes[index]
+            .disk
+            .crash_process(&mut || rng.random_range(0..2u32) == 0);
     }
 
     /// The machine loses power: what was not flushed is old or new, sector by sector.
@@ -205,7 +241,11 @@ impl World {
         let rng = &mut self.rng;
         let old_in_4 = rng.random_range(0..=4u32);
         self.nodes[index].disk.cut(&mut |_| {
-            if rng.random_range(0..4u32) < old_in_4 { Fate::Old } else { Fate::New }
+            if rng.random_range(0..4u32) < old_in_4 {
+                Fate::Old
+            } else {
+                Fate::New
+            }
         });
         let node = &mut self.nodes[index];
         node.boot += 1;
@@ -226,7 +266,9 @@ impl World {
 
     fn shard_event(&mut self, node: NodeIndex, shard: u16, event: ShardEvent<Vec<u8>>) {
         let now = self.queue.now();
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         let mut out = Vec::new();
         process.shards[usize::from(shard)].handle(now, event, &mut out);
         if !std::mem::replace(&mut process.turn_due[usize::from(shard)], true) {
@@ -242,7 +284,9 @@ impl World {
         if self.nodes[node].epoch != epoch {
             return;
         }
-        let Some(process) = &mut self.nodes[node].process else { return };
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
         process.turn_due[usize::from(shard)] = false;
         let mut out = Vec::new();
         process.shards[usize::from(shard)].turn_end(now, &mut out);
@@ -265,7 +309,9 @@ impl World {
         let epoch = self.nodes[node].epoch;
         for action in actions {
             match action {
-                ShardAction::Send { conn, frame } => self.transmit(conn.0, false, frame.into_frame()),
+                ShardAction::Send { conn, frame } => {
+                    self.transmit(conn.0, false, frame.into_frame())
+                }
                 ShardAction::Close { conn, .. } => self.close_from(conn.0, true),
                 ShardAction::Disk(op) => {
                     self.nodes[node].disk.submit(op);
@@ -273,10 +319,21 @@ impl World {
                     let at = now + 10_000 + self.up_to(self.swarm.disk_delay_ns);
                     self.queue.push(at, Event::DiskDone { node, epoch });
                 }
-                ShardAction::PeerConnect { peer, addresses, .. } => {
+                ShardAction::PeerConnect {
+                    peer, addresses, ..
+                } => {
                     let at = now + self.up_to(self.swarm.net_delay_ns);
                     let peer = peer.0;
-                    self.queue.push(at, Event::PeerConnect { node, epoch, shard, peer, addresses });
+                    self.queue.push(
+                        at,
+                        Event::PeerConnect {
+                            node,
+                            epoch,
+                            shard,
+                            peer,
+                            addresses,
+                        },
+                    );
                 }
                 ShardAction::PeerSend { peer, frame } => {
                     if let Some(link) = self.peer_link(node, shard, peer.0) {
@@ -297,7 +354,12 @@ impl World {
     }
 
     fn peer_link(&self, node: NodeIndex, shard: u16, peer: u64) -> Option<LinkId> {
-        self.nodes[node].process.as_ref()?.peers.get(&(shard, peer)).copied()
+        self.nodes[node]
+            .process
+            .as_ref()?
+            .peers
+            .get(&(shard, peer))
+            .copied()
     }
 
     pub(crate) fn disk_done(&mut self, node: NodeIndex, epoch: u64) {
@@ -322,17 +384,43 @@ impl World {
         self.shard_event(node, shard, ShardEvent::ConnClosed { conn: ConnId(link) });
     }
 
-    pub(crate) fn node_frame(&mut self, node: NodeIndex, shard: u16, link: LinkId, frame: Frame<Vec<u8>>) {
-        self.shard_event(node, shard, ShardEvent::Frame { conn: ConnId(link), frame });
+    pub(crate) fn node_frame(
+        &mut self,
+        node: NodeIndex,
+        shard: u16,
+        link: LinkId,
+        frame: Frame<Vec<u8>>,
+    ) {
+        self.shard_event(
+            node,
+            shard,
+            ShardEvent::Frame {
+                conn: ConnId(link),
+                frame,
+            },
+        );
     }
 
-    pub(crate) fn node_connects(&mut self, node: NodeIndex, epoch: u64, shard: u16, peer: u64, addresses: &[String]) {
+    pub(crate) fn node_connects(
+        &mut self,
+        node: NodeIndex,
+        epoch: u64,
+        shard: u16,
+        peer: u64,
+        addresses: &[String],
+    ) {
         if self.nodes[node].epoch != epoch {
             return;
         }
         let target = addresses.iter().find_map(|text| self.node_by_address(text));
-        let client = Client::Peer { node, epoch, shard, peer };
-        let link = target.and_then(|(target, target_shard)| self.open_link(client, target, target_shard));
+        let client = Client::Peer {
+            node,
+            epoch,
+            shard,
+            peer,
+        };
+        let link =
+            target.and_then(|(target, target_shard)| self.open_link(client, target, target_shard));
         let event = match link {
             Some(link) => {
                 if let Some(process) = &mut self.nodes[node].process {
@@ -345,7 +433,14 @@ impl World {
         self.shard_event(node, shard, event);
     }
 
-    pub(crate) fn peer_frame(&mut self, node: NodeIndex, epoch: u64, shard: u16, peer: u64, frame: Frame<Vec<u8>>) {
+    pub(crate) fn peer_frame(
+        &mut self,
+        node: NodeIndex,
+        epoch: u64,
+        shard: u16,
+        peer: u64,
+        frame: Frame<Vec<u8>>,
+    ) {
         if self.nodes[node].epoch == epoch {
             let peer = PeerId(peer);
             self.shard_event(node, shard, ShardEvent::PeerFrame { peer, frame });

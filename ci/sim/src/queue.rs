@@ -55,7 +55,11 @@ impl<E> Queue<E> {
     }
 
     pub(crate) fn push(&mut self, at: u64, event: E) {
-        assert!(at >= self.now, "an event at {at} in the past of {}", self.now);
+        assert!(
+            at >= self.now,
+            "an event at {at} in the past of {}",
+            self.now
+        );
         self.serial += 1;
         self.heap.push(Reverse(Entry {
             at,

@@ -70,10 +70,12 @@ impl Swarm {
         Self {
             nodes,
             shards: rng.random_range(1..=2),
-            copies: u8::try_from(rng.random_range(1..=nodes.min(3))).unwrap_or(1).max(
-                // One copy is the least interesting case: rarely.
-                if percent(rng, 90) { 2 } else { 1 },
-            ),
+            copies: u8::try_from(rng.random_range(1..=nodes.min(3)))
+                .unwrap_or(1)
+                .max(
+                    // One copy is the least interesting case: rarely.
+                    if percent(rng, 90) { 2 } else { 1 },
+                ),
             chunks: rng.random_range(2..=6),
             chunk_bytes: if percent(rng, 80) { 1 << 20 } else { 2 << 20 },
             through: percent(rng, 15),
@@ -83,7 +85,11 @@ impl Swarm {
             think_ns: rng.random_range(1..=30) * MS,
             hot_ranges: rng.random_range(1..=6),
             read_percent: rng.random_range(10..=70),
-            zero_percent: if percent(rng, 50) { rng.random_range(0..=20) } else { 0 },
+            zero_percent: if percent(rng, 50) {
+                rng.random_range(0..=20)
+            } else {
+                0
+            },
             flush_percent: rng.random_range(0..=10),
             fua_percent: rng.random_range(0..=20),
             net_delay_ns: slow(rng, MS / 2, 40 * MS),

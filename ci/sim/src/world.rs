@@ -14,7 +14,9 @@ use crate::{Failure, Options, Outcome};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
-use ublk_front::core::api::{GuestTag, LaneId, LaneOrder, LaneReport, MetaId, MetaOutcome, PeerIndex};
+use ublk_front::core::api::{
+    GuestTag, LaneId, LaneOrder, LaneReport, MetaId, MetaOutcome, PeerIndex,
+};
 use ukai_meta::memory::{MemoryCluster, MemoryStore};
 use ukai_proto::{ClusterId, Frame, VolumeId};
 
@@ -34,37 +36,75 @@ pub(crate) type FrontIndex = usize;
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A frame arrives.
-    Frame { link: LinkId, to_node: bool, frame: Box<Frame<Vec<u8>>> },
+    Frame {
+        link: LinkId,
+        to_node: bool,
+        frame: Box<Frame<Vec<u8>>>,
+    },
     /// One end learns that the connection is gone.
     LinkClosed { link: LinkId, to_node: bool },
     /// A front tries to connect.
-    Connect { front: FrontIndex, conn: Conn, peer: PeerIndex },
+    Connect {
+        front: FrontIndex,
+        conn: Conn,
+        peer: PeerIndex,
+    },
     /// A node's copy engine tries to connect.
-    PeerConnect { node: NodeIndex, epoch: u64, shard: u16, peer: u64, addresses: Vec<String> },
+    PeerConnect {
+        node: NodeIndex,
+        epoch: u64,
+        shard: u16,
+        peer: u64,
+        addresses: Vec<String>,
+    },
     /// A device operation completes.
     DiskDone { node: NodeIndex, epoch: u64 },
     /// A shard's batch ends.
-    NodeTurn { node: NodeIndex, epoch: u64, shard: u16 },
+    NodeTurn {
+        node: NodeIndex,
+        epoch: u64,
+        shard: u16,
+    },
     /// A second passed for a node.
     NodeTick { node: NodeIndex, epoch: u64 },
     /// A node's process starts.
     NodeStart { node: NodeIndex },
     /// Control's order reaches a lane.
-    Order { front: FrontIndex, lane: LaneId, order: LaneOrder },
+    Order {
+        front: FrontIndex,
+        lane: LaneId,
+        order: LaneOrder,
+    },
     /// A lane's report reaches control.
-    Report { front: FrontIndex, lane: LaneId, report: LaneReport },
+    Report {
+        front: FrontIndex,
+        lane: LaneId,
+        report: LaneReport,
+    },
     /// 50 ms passed for a front.
     FrontTick { front: FrontIndex },
     /// A front's request reaches the metadata store.
-    MetaArrive { front: FrontIndex, id: MetaId, request: MetaRequest },
+    MetaArrive {
+        front: FrontIndex,
+        id: MetaId,
+        request: MetaRequest,
+    },
     /// The answer reaches the front.
-    MetaAnswer { front: FrontIndex, id: MetaId, outcome: MetaOutcome },
+    MetaAnswer {
+        front: FrontIndex,
+        id: MetaId,
+        outcome: MetaOutcome,
+    },
     /// The watch fires.
     MapChanged { front: FrontIndex },
     /// A front process starts on a host.
     FrontStart { host: usize },
     /// The guest is ready for its next request in this slot.
-    GuestNext { front: FrontIndex, lane: LaneId, tag: GuestTag },
+    GuestNext {
+        front: FrontIndex,
+        lane: LaneId,
+        tag: GuestTag,
+    },
     /// A fault of this kind may happen.
     Fault(FaultKind),
     /// The metadata store is reachable again for a front.
@@ -133,7 +173,9 @@ impl World {
             };
             self.trace.events += 1;
             if self.trace.events > EVENTS_MAX {
-                self.failure = Some(Failure::Liveness("too many events: something goes round in circles".into()));
+                self.failure = Some(Failure::Liveness(
+                    "too many events: something goes round in circles".into(),
+                ));
                 break;
             }
             self.dispatch(event);
@@ -155,10 +197,20 @@ impl World {
         let now = self.queue.now();
         self.trace.mix(now);
         match event {
-            Event::Frame { link, to_node, frame } => self.frame_arrives(link, to_node, *frame),
+            Event::Frame {
+                link,
+                to_node,
+                frame,
+            } => self.frame_arrives(link, to_node, *frame),
             Event::LinkClosed { link, to_node } => self.link_closed(link, to_node),
             Event::Connect { front, conn, peer } => self.front_connects(front, conn, peer),
-            Event::PeerConnect { node, epoch, shard, peer, addresses } => {
+            Event::PeerConnect {
+                node,
+                epoch,
+                shard,
+                peer,
+                addresses,
+            } => {
                 self.node_connects(node, epoch, shard, peer, &addresses);
             }
             Event::DiskDone { node, epoch } => self.disk_done(node, epoch),
@@ -166,7 +218,11 @@ impl World {
             Event::NodeTick { node, epoch } => self.node_tick(node, epoch),
             Event::NodeStart { node } => self.start_node(node),
             Event::Order { front, lane, order } => self.order_arrives(front, lane, order),
-            Event::Report { front, lane, report } => self.report_arrives(front, lane, report),
+            Event::Report {
+                front,
+                lane,
+                report,
+            } => self.report_arrives(front, lane, report),
             Event::FrontTick { front } => self.front_tick(front),
             Event::MetaArrive { front, id, request } => self.meta_arrives(front, id, request),
             Event::MetaAnswer { front, id, outcome } => self.meta_answers(front, id, outcome),

@@ -60,8 +60,7 @@ pub fn register_node(
                     expected: value.version,
                 });
                 if old.name != record.name
-                    && let Some((by, value)) =
-                        get_id::<NodeId>(store, &key::node_name(&old.name))?
+                    && let Some((by, value)) = get_id::<NodeId>(store, &key::node_name(&old.name))?
                     && by == node
                 {
                     writes.push(Write::Delete {

@@ -5,9 +5,7 @@ use crate::archive::{self, HeadParts};
 use crate::key;
 use crate::map::VolumeMap;
 use crate::record::{FrontRecord, VolumeHead};
-use crate::store::{
-    CommitError, KvVersion, MetaError, MetaStore, TXN_WRITES_MAX, Watch, Write,
-};
+use crate::store::{CommitError, KvVersion, MetaError, MetaStore, TXN_WRITES_MAX, Watch, Write};
 use crate::transition::{self, MapUpdate, NewVolume};
 use std::collections::HashMap;
 use ukai_proto::VolumeId;
@@ -22,10 +20,7 @@ pub struct VolumeName {
 }
 
 /// Creates a volume.
-pub fn create_volume(
-    store: &dyn MetaStore,
-    new: &NewVolume,
-) -> Result<VolumeMap, CatalogError> {
+pub fn create_volume(store: &dyn MetaStore, new: &NewVolume) -> Result<VolumeMap, CatalogError> {
     let update = transition::create(new)?;
     match store.commit(&update.writes) {
         Ok(versions) => Ok(update.committed(&versions)),
@@ -233,17 +228,11 @@ pub fn clear_front(
 }
 
 /// Where the volume's front is, if one lives.
-pub fn front(
-    store: &dyn MetaStore,
-    volume: VolumeId,
-) -> Result<Option<FrontRecord>, CatalogError> {
+pub fn front(store: &dyn MetaStore, volume: VolumeId) -> Result<Option<FrontRecord>, CatalogError> {
     Ok(get_json(store, &key::front(volume))?.map(|(front, _)| front))
 }
 
 /// Fires when the volume's configuration changes.
-pub fn watch_volume(
-    store: &dyn MetaStore,
-    volume: VolumeId,
-) -> Result<Box<dyn Watch>, MetaError> {
+pub fn watch_volume(store: &dyn MetaStore, volume: VolumeId) -> Result<Box<dyn Watch>, MetaError> {
     store.watch(&key::head(volume))
 }

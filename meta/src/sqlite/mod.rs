@@ -7,9 +7,7 @@
 mod owner;
 mod watch;
 
-use crate::store::{
-    CommitError, KvVersion, MetaError, MetaStore, Value, Watch, Write, check_size,
-};
+use crate::store::{CommitError, KvVersion, MetaError, MetaStore, Value, Watch, Write, check_size};
 use owner::{Owner, uptime_ms};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
@@ -20,6 +18,8 @@ use std::time::Duration;
 const LEASE: Duration = Duration::from_secs(6);
 /// How long a transaction waits for other processes' transactions, which take milliseconds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Each try fails only if yet another process opens the new file in the same moment.
+const WAL_TRIES_MAX: usize = 32;
 /// Marks the file as ours in its header: "UKAI".
 const APPLICATION_ID: i64 = 0x554b_4149;
 
@@ -94,7 +94,10 @@ fn connect(path: &Path) -> Result<Connection, MetaError> {
         .map_err(|error| said(&error, "; its directory must exist and be writable"))?;
     match prepare(&db) {
         Ok(true) => Ok(db),
-        Ok(false) => Err(said(&"a SQLite file of another program", "; give another path")),
+        Ok(false) => Err(said(
+            &"a SQLite file of another program",
+            "; give another path",
+        )),
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => Err(said(
             &error,
             "; give the path of a UKAI metadata file or of a new one",
@@ -109,16 +112,13 @@ fn prepare(db: &Connection) -> rusqlite::Result<bool> {
     db.busy_timeout(BUSY_TIMEOUT)?;
     let number = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0));
     // The mark is written in the same transaction as the tables, so without it the file is either
-    // new (no tables) or someone else's.
-    let new = number("PRAGMA application_id")? != APPLICATION_ID;
-    if new && number("SELECT count(*) FROM sqlite_schema")? > 0 {
-        // Another process may have made the tables between the two questions.
-        return Ok(number("PRAGMA application_id")? == APPLICATION_ID);
+    // new (no tables) or someone else's; or another process makes it between the two questions.
+    let marked = || Ok::<_, rusqlite::Error>(number("PRAGMA application_id")? == APPLICATION_ID);
+    let new = !marked()?;
+    if new && number("SELECT count(*) FROM sqlite_schema")? > 0 && !marked()? {
+        return Ok(false);
     }
-    let mode: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-    if mode != "wal" {
-        log::warn!("metadata file without write-ahead log ({mode}): processes wait for each other");
-    }
+    set_write_ahead_log(db)?;
     db.pragma_update(None, "synchronous", "FULL")?;
     if new {
         db.execute_batch(&format!(
@@ -126,6 +126,31 @@ fn prepare(db: &Connection) -> rusqlite::Result<bool> {
         ))?;
     }
     Ok(true)
+}
+
+/// Several processes that open a new file at once hinder each other here, without the usual waiting.
+fn set_write_ahead_log(db: &Connection) -> rusqlite::Result<()> {
+    let set = || {
+        db.query_row("PRAGMA journal_mode = WAL", [], |row| {
+            row.get::<_, String>(0)
+        })
+    };
+    let mut mode = set();
+    for _ in 0..WAL_TRIES_MAX {
+        match &mode {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                // Waits for whoever holds the file.
+                db.execute_batch("BEGIN IMMEDIATE; COMMIT;")?;
+                mode = set();
+            }
+            _ => break,
+        }
+    }
+    let mode = mode?;
+    if mode != "wal" {
+        log::warn!("metadata file without write-ahead log ({mode}): processes wait for each other");
+    }
+    Ok(())
 }
 
 fn backend(error: rusqlite::Error) -> MetaError {
@@ -225,7 +250,13 @@ impl Inner {
             .execute(
                 "INSERT INTO session (boot, namespace, pid, started, deadline_ms) \
                  VALUES (?1, ?2, ?3, ?4, ?5)",
-                rusqlite::params![owner.boot, owner.namespace, owner.pid, owner.started, deadline],
+                rusqlite::params![
+                    owner.boot,
+                    owner.namespace,
+                    owner.pid,
+                    owner.started,
+                    deadline
+                ],
             )
             .map_err(backend)?;
         let session = self.db.last_insert_rowid();
@@ -343,11 +374,7 @@ fn apply(
     Ok(versions)
 }
 
-fn run(
-    txn: &Transaction<'_>,
-    sql: &str,
-    values: &[&dyn rusqlite::ToSql],
-) -> Result<(), MetaError> {
+fn run(txn: &Transaction<'_>, sql: &str, values: &[&dyn rusqlite::ToSql]) -> Result<(), MetaError> {
     txn.prepare_cached(sql)
         .and_then(|mut statement| statement.execute(values))
         .map(|_| ())

@@ -73,7 +73,9 @@ fn check_place(new: &NewVolume) -> Result<(), TransitionError> {
     // Half of a chunk's replicas stays free for the ones that move.
     let copies_max = REPLICAS_MAX / 2;
     if copies == 0 || copies > copies_max {
-        return invalid(format!("{copies} copies asked for; 1 to {copies_max} are possible"));
+        return invalid(format!(
+            "{copies} copies asked for; 1 to {copies_max} are possible"
+        ));
     }
     let mut seen = std::collections::BTreeSet::new();
     for (rule, nodes) in new.place.iter().zip(&new.nodes) {

@@ -91,7 +91,10 @@ pub enum TransitionError {
     )]
     TooManySets,
     /// The table of nodes is full.
-    #[error("the volume would lie on more than {} nodes", crate::sets::VOLUME_NODES_MAX)]
+    #[error(
+        "the volume would lie on more than {} nodes",
+        crate::sets::VOLUME_NODES_MAX
+    )]
     TooManyNodes,
     /// Chunks beyond the end, or none.
     #[error("{} are not all on the volume, which has {chunk_count} chunks", show(.range))]

@@ -125,7 +125,9 @@ fn bump(map: &mut VolumeMap) -> Result<(), TransitionError> {
     }
     for set in map.sets.live() {
         assert!(
-            map.set(set).iter().any(|r| r.state == crate::record::ReplicaState::InSync),
+            map.set(set)
+                .iter()
+                .any(|r| r.state == crate::record::ReplicaState::InSync),
             "I1: replica set {} of volume {} would have no in-sync replica: {:?}",
             set.0,
             map.head.volume,
@@ -274,7 +276,9 @@ pub fn mark_stale_since(
         if holders.binary_search(node).is_err() {
             return Err(TransitionError::NoReplica { node: *node });
         }
-        let earlier = map.health(*node).map_or(map.head.generation, NodeHealth::since);
+        let earlier = map
+            .health(*node)
+            .map_or(map.head.generation, NodeHealth::since);
         set_health(
             &mut next,
             *node,

@@ -10,9 +10,7 @@
 
 mod watch;
 
-use crate::store::{
-    CommitError, KvVersion, MetaError, MetaStore, Value, Watch, Write, check_size,
-};
+use crate::store::{CommitError, KvVersion, MetaError, MetaStore, Value, Watch, Write, check_size};
 use std::future::Future;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
@@ -255,7 +253,9 @@ fn path(key: &str) -> String {
 
 /// ZooKeeper's versions are `i32`, and -1 means "any".
 fn zk_version(version: KvVersion) -> Option<i32> {
-    i32::try_from(version.0).ok().filter(|version| *version >= 0)
+    i32::try_from(version.0)
+        .ok()
+        .filter(|version| *version >= 0)
 }
 
 /// Versions after the commit: a new node has 0, each write adds one.
@@ -407,9 +407,10 @@ impl MetaStore for ZookeeperStore {
 
     fn watch(&self, key: &str) -> Result<Box<dyn Watch>, MetaError> {
         let path = path(key);
-        let watcher = self.read(|client| async move {
-            client.watch(&path, zk::AddWatchMode::Persistent).await
-        })?;
+        let watcher =
+            self.read(
+                |client| async move { client.watch(&path, zk::AddWatchMode::Persistent).await },
+            )?;
         Ok(Box::new(watch::ZookeeperWatch::new(&self.runtime, watcher)))
     }
 

@@ -14,7 +14,10 @@ pub(super) struct ZookeeperWatch {
 }
 
 impl ZookeeperWatch {
-    pub(super) fn new(runtime: &tokio::runtime::Handle, mut watcher: zk::PersistentWatcher) -> Self {
+    pub(super) fn new(
+        runtime: &tokio::runtime::Handle,
+        mut watcher: zk::PersistentWatcher,
+    ) -> Self {
         let (sender, events) = sync_channel(1);
         let pump = runtime.spawn(async move {
             loop {

@@ -56,7 +56,12 @@ impl Zookeeper {
     pub(crate) fn start(count: u8) -> Self {
         if let (1, Ok(server)) = (count, std::env::var("UKAI_TEST_ZK")) {
             let unique = tempfile::tempdir().unwrap();
-            let name = unique.path().file_name().unwrap().to_string_lossy().replace('.', "");
+            let name = unique
+                .path()
+                .file_name()
+                .unwrap()
+                .to_string_lossy()
+                .replace('.', "");
             return Self {
                 dir: None,
                 servers: format!("{server}/ukai-test-{name}-{}", std::process::id()),

@@ -18,7 +18,6 @@ use ukai_proto::limits::SECTOR_BYTES;
 pub(super) fn import(context: &Context, args: &Import) -> Result<()> {
     let name = &args.name.volume;
     let qemu_img = image::qemu_img()?;
-    front::binary()?;
     let info = image::info(&qemu_img, &args.file, args.format)?;
     let size = ByteSize(info.size_bytes.next_multiple_of(SECTOR_BYTES as u64));
     let create = !args.placement.place.is_empty() || !args.placement.node.is_empty();
@@ -33,6 +32,7 @@ pub(super) fn import(context: &Context, args: &Import) -> Result<()> {
         check_fits(&head, size, args)?;
         None
     };
+    front::binary()?;
     if args.dry_run {
         return report(context, name, &args.file, &info, "would import");
     }
@@ -84,7 +84,6 @@ pub(super) fn export(context: &Context, args: &Export) -> Result<()> {
     let head = context.volume(name)?.head;
     check_free(&head)?;
     let qemu_img = image::qemu_img()?;
-    front::binary()?;
     if args.file.exists() && !args.overwrite {
         return Err(
             ToolError::refused(format!("{} exists already", args.file.display()))
@@ -103,6 +102,7 @@ pub(super) fn export(context: &Context, args: &Export) -> Result<()> {
         format: args.format.name().into(),
         size_bytes: head.size_bytes,
     };
+    front::binary()?;
     if args.dry_run {
         return report(context, name, &args.file, &info, "would export");
     }

@@ -1,6 +1,6 @@
 //! The real binary, a real SQLite metadata store, and nodes that are not real: registered through
 //! `ukai_meta`, answering on Unix sockets with canned replies that the tests can look at.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 mod fake_node;
 
@@ -10,14 +10,13 @@ use std::process::{Command, Output};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
 use tempfile::TempDir;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::record::FrontRecord;
 use ukai_meta::{
     Attach, MapUpdate, MetaStore, NodeLive, NodeRecord, TransitionError, catalog, transition,
 };
-use ukai_proto::{BootId, ClusterId, Incarnation, NodeId, ShardIndex};
+use ukai_proto::{BootId, ClusterId, Incarnation, NodeId};
 
 pub const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
 
@@ -225,6 +224,8 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        // While the folder with their sockets is still there.
+        self.nodes.lock().unwrap().clear();
         if let Some((stop, renewer)) = self.renewer.take() {
             drop(stop);
             let _ = renewer.join();
@@ -268,11 +269,4 @@ impl Ran {
             stderr: String::from_utf8(output.stderr).unwrap(),
         }
     }
-}
-
-/// Bounds every wait of a test; reached only when something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-pub fn shard(n: u16) -> ShardIndex {
-    ShardIndex(n)
 }

@@ -60,6 +60,12 @@ pub enum AttachError {
     /// No such volume.
     #[error("there is no volume {0}; `ukai-tools volume list` shows all")]
     NoVolume(String),
+    /// The command line lacks something.
+    #[error("{0}")]
+    Usage(String),
+    /// Nothing to show or to detach.
+    #[error("not attached here: {0}")]
+    NotAttached(String),
     /// Attached elsewhere, being deleted, in use.
     #[error("{0}")]
     Refused(String),
@@ -77,8 +83,9 @@ impl AttachError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,
+            Self::Usage(_) => 2,
             Self::Meta(_) => 3,
-            Self::NoVolume(_) => 4,
+            Self::NoVolume(_) | Self::NotAttached(_) => 4,
             Self::Refused(_) => 5,
             Self::Fenced => 6,
         }

@@ -6,6 +6,9 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use ukai_proto::BootId;
 
+/// `linux/prctl.h`; the libc crate lacks it.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+
 /// Prints a line on standard output, for scripts. A reader that has gone is no reason to stop.
 pub fn say(line: &str) {
     let mut out = io::stdout().lock();
@@ -53,7 +56,7 @@ pub fn prepare() {
             tracing::debug!("own mount namespace: {}", io::Error::last_os_error());
         }
         // Memory it needs must not be freed by writing to the device that it serves.
-        if libc::prctl(libc::PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0 {
+        if libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) < 0 {
             tracing::debug!("PR_SET_IO_FLUSHER: {}", io::Error::last_os_error());
         }
         // Only root has no limit that later allocations could run into.

@@ -39,9 +39,12 @@ fn finish(pair: &mut Pair, tag: u64) -> (Status, Pulled) {
 }
 
 fn pull(pair: &mut Pair, mode: PullMode, ceiling: u64) -> (Status, Pulled) {
-    let tag = pair
-        .target
-        .send(pull_header(0, 4096), order(mode, ceiling), None);
+    pull_first(pair, 4096, mode, ceiling)
+}
+
+fn pull_first(pair: &mut Pair, count: u16, mode: PullMode, ceiling: u64) -> (Status, Pulled) {
+    let header = pull_header(0, count);
+    let tag = pair.target.send(header, order(mode, ceiling), None);
     finish(pair, tag)
 }
 
@@ -325,14 +328,15 @@ fn a_stop_ends_copies_and_peers() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     /// Reconcile: pulled both ways, both nodes hold the same, and the newest of both.
     #[test]
     fn newer_both_ways_converges(
         sectors in prop::collection::vec(
-            ((1u64..4, 1u8..4, any::<bool>()), (1u64..4, 1u8..4, any::<bool>())), 1..600),
+            ((1u64..4, 1u8..4, any::<bool>()), (1u64..4, 1u8..4, any::<bool>())), 1..300),
     ) {
+        let count = sectors.len() as u16;
         let mut pair = fenced();
         for (sector, (a, b)) in sectors.iter().enumerate() {
             for (node, (seq, fill, adopted)) in [(&mut pair.target, a), (&mut pair.source, b)] {
@@ -342,14 +346,14 @@ proptest! {
                 node.core.store.plant(sector as u16, 1, *seq, fill, flags);
             }
         }
-        let before: Vec<_> = (0..sectors.len() as u16)
+        let before: Vec<_> = (0..count)
             .map(|s| pair.target.core.store.state(s).version
                 .max(pair.source.core.store.state(s).version))
             .collect();
-        let (status, _) = pull(&mut pair, PullMode::Newer, 0);
+        let (status, _) = pull_first(&mut pair, count, PullMode::Newer, 0);
         prop_assert_eq!(status, Status::Ok);
         std::mem::swap(&mut pair.target.core.store, &mut pair.source.core.store);
-        let (status, _) = pull(&mut pair, PullMode::Newer, 0);
+        let (status, _) = pull_first(&mut pair, count, PullMode::Newer, 0);
         prop_assert_eq!(status, Status::Ok);
         for (sector, newest) in before.iter().enumerate() {
             let (a, b) = (pair.target.core.store.state(sector as u16),

@@ -93,7 +93,12 @@ impl FakeStore {
                 let (states, data) = self.read(&range);
                 return StoreReply::ReadVersioned { states, data };
             }
-            StoreRequest::List(range) => return StoreReply::List(self.read(&range).0),
+            StoreRequest::List(range) => {
+                let held = |key| self.sectors.get(&key).map(|(state, _)| *state);
+                let states =
+                    Self::keys(&range).map(|key| held(key).unwrap_or(SectorState::UNWRITTEN));
+                return StoreReply::List(states.collect());
+            }
             StoreRequest::Write {
                 range,
                 version,

@@ -118,7 +118,7 @@ fn shapes_that_make_no_sense() {
         on(Opcode::Fence), // token 0
         on(Opcode::Hello),
         Header::request(Opcode::Flush, 0), // without a volume
-        on(Opcode::Release),
+        on_token(Opcode::Release, 1),      // without ranges
     ];
     for header in bad {
         assert_eq!(node.status(header), Status::BadRequest, "{header:?}");

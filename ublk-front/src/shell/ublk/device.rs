@@ -11,15 +11,14 @@ use super::error::{DeviceError, check, plain};
 use super::lane::Lane;
 use super::leftover::{Leftover, LeftoverState, delete, find, fingerprint};
 use super::params::{DeviceShape, IO_BYTES_MAX};
-use super::queue::Queue;
+use super::threads::QueueThreads;
 use crate::shell::wake::EventFd;
 use libublk::ctrl::{UblkCtrl, UblkCtrlBuilder};
 use libublk::io::UblkDev;
 use libublk::{UblkError, UblkFlags, sys};
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use ukai_proto::VolumeId;
 
 /// Type of our devices in `/run/ublksrvd/NNNN.json` and in what tools show.
@@ -28,6 +27,9 @@ const TARGET_TYPE: &str = "ukai";
 /// Queues end within a lane's tick (100 ms) after the device has been stopped; asking more often is
 /// no use.
 const STOP_AGAIN_MS: i32 = 50;
+
+/// See [`Device::shorten_timeout`].
+const REQUEST_TIMEOUT_MS: &str = "1000";
 
 /// Is there a driver, and may this process use it? The reason if not, for the operator.
 pub fn available() -> Result<(), DeviceError> {
@@ -65,17 +67,13 @@ pub enum Origin {
 
 /// A device that is being served.
 pub struct Device {
-    queues: Vec<JoinHandle<()>>,
-    closed: Arc<EventFd>,
+    queues: QueueThreads,
     origin: Origin,
     device: Arc<UblkDev>,
     /// Dropped last: a device that is not disowned yet is deleted then, which waits until nobody
     /// has its character device open.
     control: UblkCtrl,
 }
-
-/// Why the first queue that failed did.
-type Failure = Arc<Mutex<Option<DeviceError>>>;
 
 impl Device {
     /// Presents a volume: takes over the device that a dead front of it left on this host, else
@@ -94,13 +92,16 @@ impl Device {
         M: Fn(u16) -> Result<L, String> + Send + Sync + 'static,
     {
         available()?;
-        let closed = Arc::new(EventFd::new(false).map_err(DeviceError::io("create an eventfd"))?);
         let waiting = Self::waiting(volume)?;
+        let (count, depth, io_bytes) = match &waiting {
+            Some(leftover) => (leftover.queues, leftover.depth, leftover.io_bytes),
+            None => (shape.queues, shape.depth, IO_BYTES_MAX),
+        };
+        let queues = QueueThreads::prepare(count, depth, io_bytes, make_lane)?;
         let (control, origin) = match &waiting {
             Some(leftover) => (Self::take_over(leftover)?, Origin::TakenOver),
             None => (Self::add(volume, shape)?, Origin::Made),
         };
-        let info = control.dev_info();
         let target = UblkDev::new(
             TARGET_TYPE.to_owned(),
             |device: &mut UblkDev| {
@@ -119,21 +120,12 @@ impl Device {
             source: plain(error),
         })?;
         let mut this = Self {
-            queues: Vec::new(),
-            closed,
+            queues,
             origin,
             device: Arc::new(device),
             control,
         };
-        let failure = Failure::default();
-        let started = this
-            .spawn_queues(info.nr_hw_queues, &failure, make_lane)
-            .and_then(|()| check("start the device", this.control.start_dev(&this.device)));
-        let failed = failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Err(error) = failed.map_or(started, Err) {
+        if let Err(error) = this.go_live() {
             match origin {
                 Origin::Made => drop(this.remove()),
                 Origin::TakenOver => this.leave(),
@@ -142,10 +134,23 @@ impl Device {
         }
         // From here on only `remove` removes it.
         this.control.disown();
+        this.shorten_timeout();
         if origin == Origin::TakenOver {
             this.adopt_size(shape)?;
         }
         Ok(this)
+    }
+
+    /// The queues join the device, each on the CPUs whose requests it gets, and it starts.
+    fn go_live(&mut self) -> Result<(), DeviceError> {
+        self.queues.give(&self.device);
+        for (queue, thread) in self.queues.ids() {
+            self.control.set_thread_affinity(*queue, *thread);
+            let configured = self.control.configure_queue(&self.device, *queue, *thread);
+            check("record a queue's thread", configured)?;
+        }
+        let started = check("start the device", self.control.start_dev(&self.device));
+        self.queues.failure().map_or(started, Err)
     }
 
     /// Its block device.
@@ -170,7 +175,7 @@ impl Device {
     /// stopped the device. Nonblocking.
     #[must_use]
     pub fn closed(&self) -> &Arc<EventFd> {
-        &self.closed
+        self.queues.closed()
     }
 
     /// Changes the size under its users. Kernels before 6.16 cannot.
@@ -193,10 +198,7 @@ impl Device {
     pub fn remove(mut self) -> Result<(), DeviceError> {
         let path = self.path();
         let stopped = self.stop(&path);
-        for queue in self.queues.drain(..) {
-            // A queue that panics aborts the process.
-            let _ = queue.join();
-        }
+        self.queues.wait();
         let Self {
             control, device, ..
         } = self;
@@ -218,17 +220,18 @@ impl Device {
     fn stop(&self, path: &str) -> Result<(), DeviceError> {
         let doing = format!("stop {path}");
         let result = check(&doing, self.control.kill_dev());
-        while !self.queues.iter().all(JoinHandle::is_finished) {
-            let closed = self.closed.as_raw_fd();
+        let closed = self.queues.closed();
+        while !self.queues.ended() {
+            let fd = closed.as_raw_fd();
             let mut poll = libc::pollfd {
-                fd: closed,
+                fd,
                 events: libc::POLLIN,
                 revents: 0,
             };
             // SAFETY: one valid pollfd. Whether an event came or time passed is the same.
             let _ = unsafe { libc::poll(&raw mut poll, 1, STOP_AGAIN_MS) };
-            self.closed.clear();
-            // A queue that was still being set up gave its commands to the driver only now.
+            closed.clear();
+            // A queue that was still joining gave its commands to the driver only now.
             let _ = self.control.kill_dev();
         }
         result
@@ -269,7 +272,14 @@ impl Device {
         let path = leftover.path();
         let first = UblkCtrl::new_simple(id).map_err(Self::refused(&format!("look at {path}")))?;
         // Waits while the dead front is being cleaned up.
-        check(&format!("take over {path}"), first.start_user_recover())?;
+        match check(&format!("take over {path}"), first.start_user_recover()) {
+            Err(DeviceError::Refused { source, .. })
+                if source.raw_os_error() == Some(libc::EINVAL) =>
+            {
+                return Err(DeviceError::Lost { path });
+            }
+            begun => begun?,
+        }
         Self::builder(leftover.queues, leftover.depth)
             .id(id)
             .dev_flags(UblkFlags::UBLK_DEV_F_RECOVER_DEV)
@@ -294,43 +304,15 @@ impl Device {
         }
     }
 
-    /// One thread per queue, on the CPUs whose requests it gets.
-    fn spawn_queues<L, M>(
-        &mut self,
-        count: u16,
-        failure: &Failure,
-        make_lane: M,
-    ) -> Result<(), DeviceError>
-    where
-        L: Lane + 'static,
-        M: Fn(u16) -> Result<L, String> + Send + Sync + 'static,
-    {
-        let make_lane = Arc::new(make_lane);
-        let (ready, started) = flume::bounded(usize::from(count));
-        for queue in 0..count {
-            let device = Arc::clone(&self.device);
-            let make_lane = Arc::clone(&make_lane);
-            let (failure, closed, ready) = (failure.clone(), self.closed.clone(), ready.clone());
-            let thread = std::thread::Builder::new().name(format!("queue-{queue}"));
-            let thread = thread.spawn(move || {
-                let guard = AbortOnPanic;
-                let _ = ready.send((queue, UblkCtrl::init_queue_thread()));
-                serve_queue(queue, &device, &*make_lane, &failure);
-                closed.wake();
-                std::mem::forget(guard);
-            });
-            self.queues
-                .push(thread.map_err(DeviceError::io("start a queue's thread"))?);
+    /// How long the kernel waits before it asks whether the front that holds a request has died.
+    /// Linux before 6.16 finds out only so if the front was killed with all requests of a queue in
+    /// flight; its default of 30 s would be added to the time a successor needs. A front that lives
+    /// may take longer: the timer is started again.
+    fn shorten_timeout(&self) {
+        let path = format!("/sys/block/ublkb{}/queue/io_timeout", self.id());
+        if let Err(error) = std::fs::write(&path, REQUEST_TIMEOUT_MS) {
+            tracing::warn!(path, %error, "taking over this device may take half a minute");
         }
-        for _ in 0..count {
-            let Ok((queue, thread)) = started.recv() else {
-                break;
-            };
-            self.control.set_thread_affinity(queue, thread);
-            let configured = self.control.configure_queue(&self.device, queue, thread);
-            check("record a queue's thread", configured)?;
-        }
-        Ok(())
     }
 
     /// The volume may have been resized while nobody served the device.
@@ -344,41 +326,5 @@ impl Device {
             return Ok(());
         }
         self.resize(shape.size_bytes)
-    }
-}
-
-/// Runs on a queue's thread, to the end of the device.
-fn serve_queue<L: Lane>(
-    id: u16,
-    device: &UblkDev,
-    make_lane: &(impl Fn(u16) -> Result<L, String> + ?Sized),
-    failure: &Failure,
-) {
-    let queue = make_lane(id)
-        .and_then(|lane| Queue::new(id, device, lane).map_err(|error| error.to_string()));
-    match queue {
-        Ok(queue) => {
-            if let Err(error) = queue.run() {
-                // Requests of this queue would hang for ever in a front that goes on.
-                tracing::error!(queue = id, %error, "queue failed; the front ends at once");
-                std::process::abort();
-            }
-        }
-        Err(why) => {
-            *failure.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(DeviceError::Queue { queue: id, why });
-            // Wakes the thread that waits to start the device; libublk has no other word for it.
-            device.notify_buffer_registration_complete(true);
-        }
-    }
-}
-
-/// A queue that panics takes the whole front with it, so that the device gets a successor instead
-/// of hanging with one queue missing.
-struct AbortOnPanic;
-
-impl Drop for AbortOnPanic {
-    fn drop(&mut self) {
-        std::process::abort();
     }
 }

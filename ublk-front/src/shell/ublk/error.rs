@@ -26,6 +26,16 @@ pub enum DeviceError {
         /// Why.
         why: String,
     },
+    /// Linux before 6.16 cannot hand a device over once a successor has been killed in the middle of
+    /// taking it over.
+    #[error(
+        "{path} cannot be taken over any more: a front was killed while it took it over, and this \
+         kernel cannot begin again; `detach` removes the device"
+    )]
+    Lost {
+        /// The device.
+        path: String,
+    },
     /// Another process serves the volume's device.
     #[error("{path} of this volume is served by process {pid}")]
     Served {

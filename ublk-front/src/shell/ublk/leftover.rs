@@ -49,6 +49,8 @@ pub struct Leftover {
     pub queues: u16,
     /// Requests in flight per queue it was made with.
     pub depth: u16,
+    /// Its largest request.
+    pub io_bytes: u32,
 }
 
 impl Leftover {
@@ -84,6 +86,7 @@ pub fn find(volume: VolumeId) -> Result<Option<Leftover>, DeviceError> {
                 pid: info.ublksrv_pid,
                 queues: info.nr_hw_queues,
                 depth: info.queue_depth,
+                io_bytes: info.max_io_buf_bytes,
             }));
         }
     }

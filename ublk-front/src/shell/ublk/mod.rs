@@ -12,6 +12,7 @@ mod leftover;
 mod params;
 mod queue;
 mod request;
+mod threads;
 mod usage;
 
 pub use buffers::QueueBuffers;

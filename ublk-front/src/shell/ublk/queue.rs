@@ -113,40 +113,44 @@ struct Commands {
     serving: u32,
 }
 
-/// A queue whose commands are with the driver.
-pub(super) struct Queue<'a, L> {
-    queue: UblkQueue<'a>,
+/// Everything a queue needs besides the device, made on its thread beforehand: what can fail fails
+/// before there is a device, and a device that is taken over is without queues for a moment only.
+pub(super) struct Prepared<L> {
     buffers: QueueBuffers,
     lane: L,
-    descriptors: Vec<Descriptor>,
-    commands: Commands,
-    /// Kept between turns for their capacity.
-    completions: Vec<cqueue::Entry>,
-    answers: Vec<Completion>,
 }
 
-impl<'a, L: Lane> Queue<'a, L> {
-    /// Sets the queue up on this thread. The device can start when all its queues have done so.
-    pub(super) fn new(id: u16, device: &'a UblkDev, lane: L) -> Result<Self, QueueError> {
-        let depth = device.dev_info.queue_depth;
+impl<L: Lane> Prepared<L> {
+    /// Makes this thread's ring and its buffers.
+    pub(super) fn new(depth: u16, io_bytes: u32, lane: L) -> Result<Self, QueueError> {
         make_ring(depth)?;
+        Ok(Self {
+            buffers: QueueBuffers::new(depth, io_bytes),
+            lane,
+        })
+    }
+
+    /// Puts the queue's commands on the ring; [`Queue::run`] gives them to the driver. The device
+    /// can start when all its queues have done so.
+    pub(super) fn join(self, id: u16, device: &UblkDev) -> Result<Queue<'_, L>, QueueError> {
+        let Self { buffers, lane } = self;
         let setup = |doing| {
             move |error| QueueError::Setup {
                 doing,
                 source: plain(error),
             }
         };
-        let buffers = QueueBuffers::new(depth, device.dev_info.max_io_buf_bytes);
         let queue = UblkQueue::new(id, device)
             .map_err(setup("map the queue"))?
             .submit_fetch_commands_unified(BufDescList::Slices(Some(buffers.all())))
             .map_err(setup("fetch requests"))?;
+        let depth = device.dev_info.queue_depth;
         let empty = Descriptor {
             op_flags: 0,
             units: 0,
             first_unit: 0,
         };
-        Ok(Self {
+        Ok(Queue {
             queue,
             buffers,
             lane,
@@ -159,7 +163,21 @@ impl<'a, L: Lane> Queue<'a, L> {
             answers: Vec::new(),
         })
     }
+}
 
+/// A queue whose commands are with the driver.
+pub(super) struct Queue<'a, L> {
+    queue: UblkQueue<'a>,
+    buffers: QueueBuffers,
+    lane: L,
+    descriptors: Vec<Descriptor>,
+    commands: Commands,
+    /// Kept between turns for their capacity.
+    completions: Vec<cqueue::Entry>,
+    answers: Vec<Completion>,
+}
+
+impl<L: Lane> Queue<'_, L> {
     /// Serves until the device is gone and the lane has stopped.
     pub(super) fn run(mut self) -> Result<(), QueueError> {
         let mut closed = false;

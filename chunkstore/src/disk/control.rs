@@ -1,0 +1,194 @@
+//! FLUSH, FENCE, ADOPT, RELEASE, DELETE_VOLUME, and the closing of intents.
+
+use super::directory::Entry;
+use super::hole::SlotKey;
+use super::op::{Kind, Op, Waiter};
+use super::record::Record;
+use super::room::Need;
+use super::space::Tombstone;
+use super::store::{Step, Stop, Store};
+use ukai_proto::limits::SEQ_MAX;
+use ukai_proto::{Buffer, ChunkIndex, SectorInChunk, Seq, Status, Token, Version, VolumeId};
+
+/// CLOSE records at a time: they are never urgent.
+const CLOSES_MAX: usize = 64;
+
+impl<B: Buffer> Store<B> {
+    pub(super) fn advance_flush(&mut self, key: u64, op: &mut Op<B>) -> Step<B> {
+        self.wait_flushed(key, op)
+    }
+
+    /// The request's last record must be durable.
+    fn wait_durable(&mut self, key: u64, op: &mut Op<B>) -> Step<B> {
+        op.executed = true;
+        self.commit.durable_wanted = true;
+        self.on_log_durable.push_back((self.commit.pending(), Waiter::Op(key)));
+        Step::Wait
+    }
+
+    pub(super) fn advance_fence(&mut self, key: u64, op: &mut Op<B>) -> Step<B> {
+        let (Kind::Fence { volume, fence } | Kind::Adopt { volume, fence }) = op.kind else {
+            panic!("called for fences");
+        };
+        let new = self.directory.fence(volume).is_none();
+        if new && self.directory.fences() >= self.bounds.fences {
+            return Step::fail(Status::NoSpace, SectorInChunk(0));
+        }
+        let mut need = Need { relogged: usize::from(new), ..Need::default() };
+        let super::api::Fence { token, generation } = fence;
+        need.record(&Record::Fence { volume, token, generation });
+        if !self.room(&need, key) {
+            return Step::Wait;
+        }
+        let super::api::Fence { token, generation } = self.directory.raise(volume, fence);
+        self.log.append(&Record::Fence { volume, token, generation });
+        self.wait_durable(key, op)
+    }
+
+    /// The generation and the tombstones become durable before the reply; the slots are reused only
+    /// after that. A recovery that finds the tombstones deletes once more.
+    pub(super) fn advance_release(&mut self, key: u64, op: &mut Op<B>) -> Step<B> {
+        let Kind::Release { volume, fence, ranges } = &op.kind else {
+            panic!("called for releases");
+        };
+        let (volume, fence) = (*volume, *fence);
+        let generation = fence.unwrap_or_default().generation;
+        let ranges: Vec<_> = ranges
+            .iter()
+            .copied()
+            .filter(|range| {
+                let end = u64::from(range.start.0) + u64::from(range.count);
+                let open = self.intents.of(volume, range.start).next();
+                self.directory.any_in(volume, *range)
+                    || open.is_some_and(|chunk| u64::from(chunk.0) < end)
+            })
+            .collect();
+        if self.space.tombstones.len() + ranges.len() > self.bounds.tombstones {
+            // A checkpoint clears them; `turn_end` sees to one.
+            return Step::fail(Status::Busy, SectorInChunk(0));
+        }
+        let new = fence.is_some() && self.directory.fence(volume).is_none();
+        let mut need = Need { relogged: ranges.len() + usize::from(new), ..Need::default() };
+        let tombstone =
+            |range| Record::Tombstone { volume, range, generation, origin: 0 };
+        ranges.iter().for_each(|range| need.record(&tombstone(*range)));
+        if fence.is_some() {
+            need.record(&Record::Fence { volume, token: Token(0), generation });
+        }
+        if !self.room(&need, key) {
+            return Step::Wait;
+        }
+        if let Some(fence) = fence {
+            let super::api::Fence { token, generation } = self.directory.raise(volume, fence);
+            self.log.append(&Record::Fence { volume, token, generation });
+        }
+        if ranges.is_empty() && fence.is_none() {
+            return Step::Reply(super::api::StoreReply::Done { applied: 0 });
+        }
+        for range in ranges {
+            let origin = self.log.append(&tombstone(range));
+            self.space.tombstones.push(Tombstone { volume, range, generation, origin });
+            for (piece, entry) in self.directory.take_range(volume, range) {
+                self.sweep.suspects.remove(&piece);
+                match entry {
+                    Entry::Slot(slot, _) => {
+                        self.reading.remove(&slot);
+                        self.cache.forget(slot);
+                        self.space.stale_slots.insert(slot);
+                        self.space.freed(self.commit.pending(), slot);
+                    }
+                    Entry::Hole(index) => {
+                        self.directory.drop_hole(index);
+                        self.space.stale_hole_pages.insert(index.page(self.geometry.slots));
+                    }
+                }
+            }
+            self.intents.remove_range(volume, range);
+        }
+        self.wait_durable(key, op)
+    }
+
+    fn closable(&self, volume: VolumeId, chunk: ChunkIndex) -> bool {
+        let Some(intent) = self.intents.get(volume, chunk) else {
+            return false;
+        };
+        let settled = self.directory.volumes.get(&volume).map_or(Version::ZERO, |v| v.settled);
+        intent.opening.is_none()
+            && intent.last_group <= self.commit.flushed
+            && intent.last_version <= settled
+            && !self.chunk_suspect(volume, chunk)
+    }
+
+    /// Parts of the chunk are still to be settled.
+    pub(super) fn chunk_suspect(&self, volume: VolumeId, chunk: ChunkIndex) -> bool {
+        let piece = |index| SlotKey { volume, chunk, index };
+        self.sweep.suspects.range(piece(0)..=piece(u8::MAX)).next().is_some()
+    }
+
+    /// Closes chunks whose writes are flushed here and known everywhere. How many.
+    pub(super) fn close_intents(&mut self) -> usize {
+        let closable: Vec<_> = self
+            .intents
+            .iter()
+            .map(|(volume, chunk, _)| (volume, chunk))
+            .filter(|(volume, chunk)| self.closable(*volume, *chunk))
+            .take(CLOSES_MAX)
+            .collect();
+        let mut closed = 0;
+        for (volume, chunk) in closable {
+            let record = Record::Close { volume, chunk };
+            let mut need = Need::default();
+            need.record(&record);
+            if !self.has_room(&need) {
+                break;
+            }
+            self.log.append(&record);
+            self.intents.remove(volume, chunk);
+            closed += 1;
+        }
+        closed
+    }
+
+    /// At the limit of open chunks: close some, after a flush if that helps.
+    pub(super) fn wait_for_intent_room(&mut self, key: u64) -> Stop {
+        if self.close_intents() > 0 {
+            self.ready.push_back(key);
+            return Stop::Parked;
+        }
+        let flushed = self.commit.flushed;
+        let unflushed = self
+            .intents
+            .iter()
+            .filter(|(volume, chunk, intent)| {
+                let volume_settled = self.directory.volumes.get(volume).map(|held| held.settled);
+                volume_settled.is_some_and(|settled| intent.last_version <= settled)
+                    && intent.last_group > flushed
+                    && !self.chunk_suspect(*volume, *chunk)
+            })
+            .map(|(_, _, intent)| intent.last_group)
+            .min();
+        match unflushed {
+            Some(group) => {
+                self.commit.request(group);
+                self.wait_intent_room.push(key);
+                Stop::Parked
+            }
+            None => Stop::Refused(Status::Busy),
+        }
+    }
+
+    pub(super) fn wake_intent_room(&mut self) {
+        if self.wait_intent_room.is_empty() {
+            return;
+        }
+        let possible = self.intents.iter().any(|(volume, chunk, _)| self.closable(volume, chunk));
+        if possible || self.intents.len() < self.bounds.intents {
+            self.ready.extend(self.wait_intent_room.drain(..));
+        }
+    }
+}
+
+/// Last version of an intent that a recovery found: writes whose records were lost may have had any.
+pub(super) fn unknown_version(token: Token) -> Version {
+    Version::new(token, Seq(SEQ_MAX))
+}

@@ -1,0 +1,232 @@
+//! READ, READ_VERSIONED and LIST.
+
+use super::api::{DiskOp, ReadData, StoreAction, StoreReply};
+use super::directory::Entry;
+use super::layout::SlotIndex;
+use super::op::{Io, Kind, Op, Span};
+use super::record::{Record, Run};
+use super::room::Need;
+use super::store::{Step, Store};
+use ukai_proto::crc::crc32c;
+use ukai_proto::limits::SECTOR_BYTES;
+use ukai_proto::message::SectorState;
+use ukai_proto::{Buffer, Status};
+
+fn is(state: &SectorState, flag: u16) -> bool {
+    state.flags & flag != 0
+}
+
+impl<B: Buffer> Store<B> {
+    pub(super) fn advance_read(
+        &mut self,
+        key: u64,
+        op: &mut Op<B>,
+        out: &mut Vec<StoreAction<B>>,
+    ) -> Step<B> {
+        let span = op.kind.span().expect("a read has sectors");
+        let mut slot = None;
+        let held: Vec<SectorState> = match self.directory.entry(&span.key) {
+            None => vec![SectorState::UNWRITTEN; span.count.into()],
+            Some(Entry::Hole(index)) => {
+                let hole = &self.directory.holes[&index].hole;
+                span.sectors().map(|sector| hole.state(sector)).collect()
+            }
+            Some(Entry::Slot(index, _)) => {
+                if !self.page_ready(index, Some(key), out)
+                    || !self.settled_ready(&span.key, index, key, out)
+                {
+                    return Step::Wait;
+                }
+                slot = Some(index);
+                let page = self.cache.get(index).and_then(|cached| cached.page.as_ref());
+                let page = page.expect("checked above");
+                span.sectors().map(|sector| page.state(sector)).collect()
+            }
+        };
+        let Kind::Read { versioned, states, .. } = &mut op.kind else {
+            return Step::Reply(StoreReply::List(held));
+        };
+        if held.iter().all(|state| is(state, SectorState::ZERO)) {
+            return Step::Reply(if *versioned {
+                StoreReply::ReadVersioned { states: held, data: ReadData::Zeroes }
+            } else {
+                let crcs = held.iter().map(|state| state.crc).collect();
+                StoreReply::Read { crcs, data: ReadData::Zeroes }
+            });
+        }
+        let bad = span.sectors().zip(&held).find(|(_, state)| is(state, SectorState::BAD));
+        if let Some((sector, _)) = bad
+            && !*versioned
+        {
+            return Step::fail(Status::BadCrc, span.in_chunk(sector));
+        }
+        *states = held;
+        op.executed = true;
+        op.ios = 1;
+        let slot = slot.expect("only slots hold data");
+        self.read_data(Io::Read { op: key }, slot, span.first, span.bytes(), out);
+        Step::Wait
+    }
+
+    /// Reads sectors of a slot.
+    pub(super) fn read_data(
+        &mut self,
+        io: Io,
+        slot: SlotIndex,
+        first: u8,
+        bytes: u32,
+        out: &mut Vec<StoreAction<B>>,
+    ) {
+        let io = self.io(io);
+        let position = self.geometry.slot_position(slot) + u64::from(first) * SECTOR_BYTES as u64;
+        out.push(StoreAction::Disk(DiskOp::Read { io, position, bytes }));
+    }
+
+    /// The device answered a read.
+    pub(super) fn data_read(&mut self, key: u64, read: Option<B>, out: &mut Vec<StoreAction<B>>) {
+        let mut op = self.ops.lend(key).expect("the request waits for its data");
+        op.ios -= 1;
+        let Kind::Read { span, versioned, states, gather } = &mut op.kind else {
+            panic!("only reads read");
+        };
+        let Some(data) = read.filter(|data| data.as_slice().len() == span.bytes() as usize) else {
+            // One sector may be what cannot be read: find out which, the others are good.
+            let Some(Entry::Slot(slot, _)) = self.directory.entry(&span.key) else {
+                panic!("a slot that is being read has an owner");
+            };
+            *gather = Some(vec![0; span.bytes() as usize]);
+            let span = *span;
+            for (sector, state) in span.sectors().zip(states.iter()) {
+                if !is(state, SectorState::ZERO) {
+                    op.ios += 1;
+                    let io = Io::ReadSector { op: key, sector };
+                    self.read_data(io, slot, sector, SECTOR_BYTES as u32, out);
+                }
+            }
+            self.ops.give_back(key, op);
+            return;
+        };
+        let mut zeros = false;
+        let mut found_bad = Vec::new();
+        let sectors = data.as_slice().chunks_exact(SECTOR_BYTES);
+        for ((sector, state), content) in span.sectors().zip(states.iter_mut()).zip(sectors) {
+            if is(state, SectorState::ZERO) {
+                zeros = true;
+            } else if !is(state, SectorState::BAD) && crc32c(content) != state.crc {
+                state.flags |= SectorState::BAD;
+                found_bad.push(sector);
+            }
+        }
+        let data = if zeros {
+            // What lies below zeros is nobody's business.
+            let mut owned = data.as_slice().to_vec();
+            for (state, content) in states.iter().zip(owned.chunks_exact_mut(SECTOR_BYTES)) {
+                if is(state, SectorState::ZERO) {
+                    content.fill(0);
+                }
+            }
+            ReadData::Owned(owned)
+        } else {
+            ReadData::Buffer(data)
+        };
+        let span = *span;
+        let reply = Self::read_reply(span, *versioned, states, data, Status::BadCrc);
+        self.mark_bad(&span, &found_bad);
+        self.ops.give_back(key, op);
+        self.reply(key, reply, out);
+    }
+
+    /// One sector of a read that failed as a whole.
+    pub(super) fn sector_read(
+        &mut self,
+        key: u64,
+        sector: u8,
+        read: Option<B>,
+        out: &mut Vec<StoreAction<B>>,
+    ) {
+        let mut op = self.ops.lend(key).expect("the request waits for its data");
+        op.ios -= 1;
+        let Kind::Read { span, versioned, states, gather } = &mut op.kind else {
+            panic!("only reads read");
+        };
+        let at = usize::from(sector - span.first);
+        let gathered = gather.as_mut().expect("the whole failed before");
+        match read.as_ref().map(Buffer::as_slice) {
+            Some(content) if content.len() == SECTOR_BYTES && crc32c(content) == states[at].crc => {
+                gathered[at * SECTOR_BYTES..][..SECTOR_BYTES].copy_from_slice(content);
+            }
+            _ => states[at].flags |= SectorState::BAD,
+        }
+        if op.ios > 0 {
+            self.ops.give_back(key, op);
+            return;
+        }
+        let data = ReadData::Owned(gather.take().expect("still there"));
+        let bad: Vec<u8> = span
+            .sectors()
+            .zip(states.iter())
+            .filter(|(_, state)| is(state, SectorState::BAD))
+            .map(|(sector, _)| sector)
+            .collect();
+        let span = *span;
+        let reply = Self::read_reply(span, *versioned, states, data, Status::IoError);
+        self.mark_bad(&span, &bad);
+        self.ops.give_back(key, op);
+        self.reply(key, reply, out);
+    }
+
+    fn read_reply(
+        span: Span,
+        versioned: bool,
+        states: &mut Vec<SectorState>,
+        data: ReadData<B>,
+        status: Status,
+    ) -> StoreReply<B> {
+        let states = std::mem::take(states);
+        if versioned {
+            return StoreReply::ReadVersioned { states, data };
+        }
+        match span.sectors().zip(&states).find(|(_, state)| is(state, SectorState::BAD)) {
+            Some((sector, _)) => StoreReply::Failed { status, sector: span.in_chunk(sector) },
+            None => {
+                let crcs = states.iter().map(|state| state.crc).collect();
+                StoreReply::Read { crcs, data }
+            }
+        }
+    }
+
+    /// Remembers that sectors cannot be used, so that a copy from a peer replaces them whatever its
+    /// version. The caller holds the sectors. Best effort: what is forgotten is found again by a read.
+    pub(super) fn mark_bad(&mut self, span: &Span, sectors: &[u8]) {
+        if sectors.is_empty() {
+            return;
+        }
+        self.stats.bad_sectors += sectors.len() as u64;
+        let Some(Entry::Slot(slot, _)) = self.directory.entry(&span.key) else {
+            return;
+        };
+        let mut need = Need::default();
+        let records: Vec<Record<'static>> = sectors
+            .iter()
+            .map(|sector| Record::Bad { run: Run { slot, first: *sector, count: 1 } })
+            .collect();
+        records.iter().for_each(|record| need.record(record));
+        need.pages = usize::from(!self.cache.is_pinned(slot));
+        let lasting = !self.poisoned && self.has_room(&need);
+        let Some(cached) = self.cache.get(slot) else {
+            return;
+        };
+        let page = cached.page.as_mut().expect("the slot has an owner");
+        for sector in sectors {
+            let mut state = page.state(*sector);
+            state.flags |= SectorState::BAD;
+            page.set_state(*sector, &state);
+        }
+        if lasting {
+            self.cache.mark_dirty(slot);
+            for record in &records {
+                self.log.append(record);
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Phases of a run, and the judgement at its end.
+
+use crate::Failure;
+use crate::front::lane_id;
+use crate::guest::values;
+use crate::net::{Client, LinkId};
+use crate::queue::{MS, SECOND};
+use crate::world::{CLUSTER, Event, VOLUME, World};
+use std::collections::BTreeSet;
+use ukai_checker::{Event as Line, History};
+use ukai_meta::ReplicaState;
+use ukai_proto::limits::{SECTOR_BYTES, SLOT_SECTORS};
+use ukai_proto::message::{Hello, Role};
+use ukai_proto::route::shard_of;
+use ukai_proto::{
+    ChunkIndex, Flags, Frame, Header, Incarnation, Opcode, SectorInChunk, ShardIndex, Status,
+};
+
+/// The safety phase ends after this at the latest.
+const SAFETY_MAX: u64 = 90 * SECOND;
+/// Everything must be whole so long after the last fault: longer than every timeout and the longest
+/// pause that flap damping may add.
+const SETTLE_MAX: u64 = 600 * SECOND;
+
+/// Where a run is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    /// The guest works, faults happen.
+    Safety,
+    /// No more faults: everything must end well.
+    Settling { deadline: u64 },
+    /// The guest reads everything it used.
+    FinalReads,
+    /// Every replica is read directly.
+    Inspecting { left: usize },
+    /// Judge.
+    Done,
+}
+
+impl Phase {
+    pub(crate) fn has_faults(self) -> bool {
+        self == Phase::Safety
+    }
+}
+
+impl World {
+    pub(crate) fn check(&mut self) {
+        let now = self.queue.now();
+        self.queue.push(now + SECOND / 10, Event::Check);
+        match self.phase {
+            Phase::Safety if self.guest.requests_left == 0 || now > SAFETY_MAX => {
+                self.end_of_faults()
+            }
+            Phase::Settling { deadline } => {
+                if self.newest_front().is_none() && now % (3 * SECOND) < SECOND / 10 {
+                    self.replace_front(self.fronts.len());
+                }
+                match self.unsettled() {
+                    None => self.begin_final_reads(),
+                    Some(what) if now > deadline => self.fail(Failure::Liveness(what)),
+                    Some(_) => {}
+                }
+            }
+            Phase::FinalReads => {
+                let idle = self
+                    .fronts
+                    .iter()
+                    .all(|front| !front.alive || front.in_flight() == 0);
+                if self.guest.final_reads.is_empty() && idle {
+                    self.begin_inspection();
+                }
+            }
+            Phase::Inspecting { left: 0 } => self.phase = Phase::Done,
+            Phase::Safety | Phase::Inspecting { .. } | Phase::Done => {}
+        }
+    }
+
+    fn end_of_faults(&mut self) {
+        let now = self.queue.now();
+        self.say(|| "faults end".into());
+        self.phase = Phase::Settling {
+            deadline: now + SETTLE_MAX,
+        };
+        self.meta_heals();
+        for node in 0..self.nodes.len() {
+            self.queue.push(now + MS, Event::NodeStart { node });
+        }
+    }
+
+    /// What is not whole yet.
+    fn unsettled(&self) -> Option<String> {
+        let Some(front) = self
+            .newest_front()
+            .filter(|front| self.fronts[*front].ready)
+        else {
+            return Some(match self.newest_front() {
+                Some(front) => format!("no front serves: {}", self.front_status(front)),
+                None => "no front is left".into(),
+            });
+        };
+        for (index, front) in self.fronts.iter().enumerate() {
+            if front.alive && front.in_flight() > 0 {
+                return Some(format!(
+                    "guest requests do not complete: {}",
+                    self.front_status(index)
+                ));
+            }
+        }
+        if let Some(node) = self.nodes.iter().position(|node| node.process.is_none()) {
+            return Some(format!("node n{node} does not run"));
+        }
+        let Some(map) = self.load_map() else {
+            return Some("the map cannot be loaded".into());
+        };
+        if let Some((node, health)) = map.head.health.first() {
+            let node = self.node_name(*node);
+            return Some(format!(
+                "node {node} is still {health:?}: {}",
+                self.front_status(front)
+            ));
+        }
+        for (range, set) in map.runs() {
+            for replica in map.set(set) {
+                if replica.state != ReplicaState::InSync {
+                    let node = self.node_name(replica.node);
+                    let what = format!(
+                        "chunks from {} on {node} are still {:?}",
+                        range.start, replica.state
+                    );
+                    return Some(format!("{what}: {}", self.front_status(front)));
+                }
+            }
+        }
+        None
+    }
+
+    fn begin_final_reads(&mut self) {
+        self.say(|| "everything is whole; the guest reads what it used".into());
+        self.phase = Phase::FinalReads;
+        let Some(front) = self.newest_front() else {
+            return;
+        };
+        self.guest.final_reads = self.guest.ranges.clone();
+        let now = self.queue.now();
+        for tag in 0..self.swarm.depth as usize {
+            let (lane, tag) = (lane_id(0), Self::guest_tag(tag));
+            self.queue.push(now, Event::GuestNext { front, lane, tag });
+        }
+    }
+
+    /// Asks every in-sync replica for every slot that the guest used.
+    fn begin_inspection(&mut self) {
+        self.say(|| "every replica is read".into());
+        let Some(map) = self.load_map() else { return };
+        let chunk_sectors = u64::from(map.chunk_sectors());
+        let slots: BTreeSet<u64> = self
+            .guest
+            .ranges
+            .iter()
+            .flat_map(|(start, count)| start / 256..=(start + u64::from(*count) - 1) / 256)
+            .collect();
+        let mut left = 0;
+        for slot in slots {
+            let sector = slot * SLOT_SECTORS as u64;
+            let chunk = ChunkIndex(u32::try_from(sector / chunk_sectors).unwrap_or(u32::MAX));
+            let in_chunk = u16::try_from(sector % chunk_sectors).unwrap_or(u16::MAX);
+            for id in map.in_sync(chunk) {
+                let Some(node) = self.nodes.iter().position(|node| node.id == id) else {
+                    continue;
+                };
+                let shard = shard_of(VOLUME, chunk, self.swarm.shards);
+                let Some(link) = self.open_link(Client::Inspector, node, shard.0) else {
+                    self.fail(Failure::Liveness(format!(
+                        "node n{node} takes no connection"
+                    )));
+                    return;
+                };
+                let header = Header {
+                    volume: VOLUME,
+                    chunk,
+                    sector: SectorInChunk(in_chunk),
+                    count: 256,
+                    token: map.head.token,
+                    generation: map.head.generation,
+                    // The slot travels in the tag.
+                    ..Header::request(Opcode::Read, slot)
+                };
+                self.greet(link, id, shard);
+                self.transmit(link, true, Frame::bare(header));
+                left += 1;
+            }
+        }
+        self.phase = Phase::Inspecting { left };
+    }
+
+    fn greet(&mut self, link: LinkId, node: ukai_proto::NodeId, shard: ShardIndex) {
+        let hello = Hello {
+            cluster: CLUSTER,
+            node,
+            role: Role::Tools,
+            shard,
+            shard_count: 0,
+            incarnation: Incarnation::default(),
+        };
+        self.transmit(
+            link,
+            true,
+            Frame::new(Header::request(Opcode::Hello, 0), hello.encode(), None),
+        );
+    }
+
+    pub(crate) fn inspected(&mut self, link: LinkId, frame: Frame<Vec<u8>>) {
+        let Phase::Inspecting { left } = self.phase else {
+            return;
+        };
+        if frame.header.opcode == Opcode::Hello && frame.header.status == Status::Ok {
+            return;
+        }
+        let Some(node) = self.links.get(&link).map(|link| link.node) else {
+            return;
+        };
+        let slot = frame.header.tag;
+        if frame.header.status != Status::Ok {
+            self.fail(Failure::Correctness(format!(
+                "replica of slot {slot} on n{node} cannot be read: {}",
+                frame.header.status
+            )));
+            return;
+        }
+        let data = match frame.data {
+            Some(data) if !frame.header.flags.has(Flags::ZEROES) => data,
+            _ => vec![0; SLOT_SECTORS * SECTOR_BYTES],
+        };
+        let sector = slot * SLOT_SECTORS as u64;
+        let values = values(sector, &data);
+        self.guest.record(|t| Line::Replica {
+            t,
+            volume: "v".into(),
+            node: format!("n{node}"),
+            sector,
+            values,
+        });
+        self.phase = Phase::Inspecting { left: left - 1 };
+    }
+
+    pub(crate) fn inspector_closed(&mut self) {
+        if let Phase::Inspecting { left: 1.. } = self.phase {
+            self.fail(Failure::Liveness(
+                "a node closed the connection of the final comparison".into(),
+            ));
+        }
+    }
+
+    /// The checker's verdict over the whole history.
+    pub(crate) fn judge(&mut self) -> Option<Failure> {
+        let report = std::mem::take::<History>(&mut self.guest.history).check();
+        let first = report.violations.first()?;
+        Some(Failure::Correctness(format!(
+            "{:?}: {first} ({} violations)",
+            first.kind, report.violation_count
+        )))
+    }
+}
