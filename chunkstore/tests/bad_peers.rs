@@ -42,7 +42,8 @@ fn frames_that_are_none_close_the_connection_and_nothing_else() {
         ("noise", pattern(3, 1)),
         (
             "an HTTP request",
-            b"GET / HTTP/1.1\r\nHost: node\r\nAccept: everything there is\r\n\r\n\r\n".to_vec(),
+            b"GET / HTTP/1.1\r\nHost: node\r\nAccept: everything there is, and more\r\n\r\n\r\n"
+                .to_vec(),
         ),
         ("a damaged magic", flipped(0)),
         ("a damaged field", flipped(20)),

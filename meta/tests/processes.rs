@@ -11,15 +11,17 @@ use ukai_meta::sqlite::SqliteStore;
 use ukai_meta::zookeeper::ZookeeperStore;
 use ukai_meta::{CommitError, MetaError, MetaStore, MetaUrl, Write};
 
-/// Short, so that the tests are; long enough for a child on a busy machine to renew in time.
-const LEASE: Duration = Duration::from_secs(2);
+/// Of the process that is stopped: short, so that the test is.
+const LEASE: Duration = Duration::from_secs(3);
+/// Of the process that observes: longer than any pause of a busy machine.
+const OBSERVER_LEASE: Duration = Duration::from_secs(60);
 const ROUNDS: usize = 20;
 
-fn open(url: &MetaUrl) -> Box<dyn MetaStore> {
+fn open(url: &MetaUrl, lease: Duration) -> Box<dyn MetaStore> {
     match url {
-        MetaUrl::Sqlite(path) => Box::new(SqliteStore::open_with_lease(path, LEASE).unwrap()),
+        MetaUrl::Sqlite(path) => Box::new(SqliteStore::open_with_lease(path, lease).unwrap()),
         MetaUrl::Zookeeper(servers) => {
-            Box::new(ZookeeperStore::connect_with_session(servers, LEASE).unwrap())
+            Box::new(ZookeeperStore::connect_with_session(servers, lease).unwrap())
         }
         MetaUrl::Memory => panic!("not for several processes"),
     }
@@ -116,7 +118,7 @@ fn the_other_process() {
     let Ok(url) = std::env::var("UKAI_TEST_OTHER") else {
         return;
     };
-    let store = open(&url.parse().unwrap());
+    let store = open(&url.parse().unwrap(), LEASE);
     for order in std::io::stdin().lines() {
         match order.unwrap().as_str() {
             "count" => count_up(&*store),
@@ -154,10 +156,10 @@ fn until_gone(store: &dyn MetaStore, key: &str) {
 }
 
 fn a_stopped_process_loses_its_lease(url: &str) {
+    let store = open(&url.parse().unwrap(), OBSERVER_LEASE);
     let mut other = Other::start(url);
     other.order("hold");
     assert_eq!(other.answer(), "done");
-    let store = open(&url.parse().unwrap());
     assert!(store.get("live/x").unwrap().is_some());
     other.signal("STOP");
     until_gone(&*store, "live/x");

@@ -187,6 +187,9 @@ pub enum CloseReason {
     /// It does not follow the protocol.
     #[error("protocol violation: {0}")]
     Protocol(&'static str),
+    /// It said nothing.
+    #[error("no HELLO in time")]
+    Silent,
     /// Too many connections to this shard.
     #[error("too many connections to the shard")]
     TooMany,

@@ -26,6 +26,6 @@ pub use event::{
     CloseReason, ConnId, OutData, OutFrame, PeerId, ShardAction, ShardEvent, ShardIdentity,
 };
 pub use gate::{Gate, Rule};
-pub use session::CONNS_MAX;
+pub use session::{CONNS_MAX, HELLO_TIMEOUT_NS};
 pub use shard::ShardCore;
 pub use storage::Storage;

@@ -13,6 +13,9 @@ use ukai_proto::{Flags, Header, Incarnation, Opcode, Status, Token, VolumeId};
 /// Connections to one shard: 8 lanes, a control connection and peers of 100 volumes fit; each
 /// costs the shell about 64 KiB of receive buffer.
 pub const CONNS_MAX: usize = 1024;
+/// A connection that has not said HELLO after so long is closed: scanners and lost clients must not
+/// use up [`CONNS_MAX`].
+pub const HELLO_TIMEOUT_NS: u64 = 10_000_000_000;
 /// Sectors of a LIST: its states fill half of the largest auxiliary section.
 pub(super) const LIST_SECTORS_MAX: u16 = 2048;
 /// Sectors of the largest chunk.
@@ -22,6 +25,7 @@ pub(super) const CHUNK_SECTORS_MAX: u16 = (CHUNK_BYTES_MAX / SECTOR_BYTES as u64
 #[derive(Debug, Default)]
 struct Session {
     greeted: bool,
+    opened_at: u64,
     requests: usize,
     bytes: usize,
 }
@@ -34,17 +38,34 @@ pub(super) struct Sessions {
 
 impl Sessions {
     /// `false`: there are too many.
-    pub(super) fn opened(&mut self, conn: ConnId) -> bool {
+    pub(super) fn opened(&mut self, now: u64, conn: ConnId) -> bool {
         if self.open.len() >= CONNS_MAX {
             return false;
         }
-        let before = self.open.insert(conn, Session::default());
+        let session = Session {
+            opened_at: now,
+            ..Session::default()
+        };
+        let before = self.open.insert(conn, session);
         assert!(before.is_none(), "{conn:?} opened twice");
         true
     }
 
     pub(super) fn closed(&mut self, conn: ConnId) {
         self.open.remove(&conn);
+    }
+
+    /// Forget those that should have said HELLO by now, and name them.
+    pub(super) fn silent(&mut self, now: u64) -> Vec<ConnId> {
+        let late = |session: &Session| {
+            !session.greeted && now.saturating_sub(session.opened_at) >= HELLO_TIMEOUT_NS
+        };
+        let silent = self.open.iter().filter(|(_, session)| late(session));
+        let silent: Vec<ConnId> = silent.map(|(conn, _)| *conn).collect();
+        for conn in &silent {
+            self.open.remove(conn);
+        }
+        silent
     }
 
     /// `None`: not (or no longer) open.

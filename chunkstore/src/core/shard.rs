@@ -132,7 +132,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         match event {
             ShardEvent::ConnOpened { conn } => {
                 let reason = match self.life {
-                    Life::Serving if self.sessions.opened(conn) => return,
+                    Life::Serving if self.sessions.opened(now_ns, conn) => return,
                     Life::Serving => CloseReason::TooMany,
                     _ => CloseReason::Stopping,
                 };
@@ -151,7 +151,13 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             ShardEvent::PeerClosed { peer } => {
                 self.copies.peer_closed(now_ns, peer, &mut self.copy_out);
             }
-            ShardEvent::Tick => self.copies.tick(now_ns, &mut self.copy_out),
+            ShardEvent::Tick => {
+                self.copies.tick(now_ns, &mut self.copy_out);
+                for conn in self.sessions.silent(now_ns) {
+                    let reason = CloseReason::Silent;
+                    out.push(ShardAction::Close { conn, reason });
+                }
+            }
             ShardEvent::LeaseLost => {
                 self.lease_held = false;
                 self.copies

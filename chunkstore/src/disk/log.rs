@@ -230,11 +230,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_damage_is_found(at in 0..BLOCK_BYTES, bit in 0..8) {
+        fn any_damage_is_found(at in 0..BLOCK_BYTES, bit in 0u8..8) {
             let mut buffer = LogBuffer::new(3);
             buffer.append(&record(5));
             let (mut bytes, _) = buffer.seal(&PLACE, 1, 0);
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1u8 << bit;
             prop_assert!(read_block(&bytes, &PLACE, 1, 3).is_none());
         }
     }

@@ -36,3 +36,6 @@ mod sweep;
 mod view;
 mod write;
 mod zero;
+
+#[cfg(test)]
+mod tests;

@@ -249,7 +249,12 @@ impl Client {
     }
 
     /// Send and wait for the reply.
-    pub(crate) fn ask(&mut self, header: Header, aux: Vec<u8>, data: Option<Vec<u8>>) -> Frame<Vec<u8>> {
+    pub(crate) fn ask(
+        &mut self,
+        header: Header,
+        aux: Vec<u8>,
+        data: Option<Vec<u8>>,
+    ) -> Frame<Vec<u8>> {
         let tag = self.send(header, aux, data);
         let reply = self.receive().expect("the node closed the connection");
         assert_eq!(reply.header.tag, tag);
@@ -330,7 +335,12 @@ impl Client {
         states.collect()
     }
 
-    pub(crate) fn pull(&mut self, chunk: u32, count: u16, pull: &message::Pull) -> Result<Pulled, Status> {
+    pub(crate) fn pull(
+        &mut self,
+        chunk: u32,
+        count: u16,
+        pull: &message::Pull,
+    ) -> Result<Pulled, Status> {
         let header = self.header(Opcode::Pull, chunk, 0, count);
         let reply = self.ask(header, pull.encode(), None);
         match reply.header.status {

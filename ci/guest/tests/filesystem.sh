@@ -9,7 +9,7 @@ volume_create disk 512MiB
 tree=/usr/share/doc
 mkdir -p "$scratch/tree"
 # About 20 MB of real small files.
-find "$tree" -type f -size -64k | sort | head -1500 | tar cf - -T - 2>/dev/null | tar xf - -C "$scratch/tree"
+find "$tree" -type f -size -64k | sort | awk "NR <= 1500" | tar cf - -T - 2>/dev/null | tar xf - -C "$scratch/tree"
 
 attach disk
 [ "$(blockdev --getss "$device")" = 4096 ] || die "logical block size is not 4096"

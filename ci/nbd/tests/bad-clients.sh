@@ -10,5 +10,6 @@ head -c $((8 << 20)) /dev/urandom >"$scratch/image"
 nbdcopy --flush "$scratch/image" "$uri"
 python3 ci/nbd/bad_client.py "$scratch/disk.sock" disk $((64 << 20))
 still_running "${FRONT_PID[disk]}" || die "the front died"
-nbdcopy "$uri" - | head -c $((8 << 20)) | cmp - "$scratch/image"
+nbdcopy "$uri" "$scratch/copy"
+cmp -n $((8 << 20)) "$scratch/copy" "$scratch/image"
 front_detach disk

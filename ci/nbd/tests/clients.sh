@@ -21,13 +21,14 @@ nbdinfo --list "nbd+unix:///?socket=$scratch/disk.sock" | grep -qw disk || die "
 say "nbdcopy: an image in over four connections, out over TCP"
 head -c $((64 << 20)) /dev/urandom >"$scratch/image"
 nbdcopy --connections=4 --flush "$scratch/image" "$uri"
-nbdcopy --connections=4 "nbd://127.0.0.1:$port/disk" - | head -c $((64 << 20)) | cmp - "$scratch/image"
+nbdcopy --connections=4 "nbd://127.0.0.1:$port/disk" "$scratch/copy"
+cmp -n $((64 << 20)) "$scratch/copy" "$scratch/image"
 
 say "qemu-img: convert, compare"
 truncate -s 256M "$scratch/image"
 qemu-img compare -f raw -F raw "$scratch/image" "$uri"
-qemu-img convert -f raw -O qcow2 "$uri" "$scratch/copy.qcow2"
-qemu-img compare -f qcow2 -F raw "$scratch/copy.qcow2" "$uri"
+qemu-img convert -f raw -O qcow2 "$uri" "$scratch/qcow2"
+qemu-img compare -f qcow2 -F raw "$scratch/qcow2" "$uri"
 
 say "qemu-io: patterns, FUA, discard, zeroes"
 qemu-io -f raw -c 'write -P 0xaa 128M 1M' -c 'write -f -P 0xbb 130M 64k' -c 'write -P 0xcc 131M 4k' -c flush "$uri"
@@ -47,7 +48,7 @@ say "fio: random writes with verify"
 check_fio --name=fio --ioengine=nbd --uri="$uri" --rw=randwrite --bs=4k --iodepth=32 --offset=192m --size=16m \
 	--verify=crc32c
 check_fio --name=fio-mixed --ioengine=nbd --uri="$uri" --rw=randrw --bsrange=4k-256k --blockalign=4k --iodepth=8 \
-	--offset=208m --size=32m --verify=crc32c --fdatasync=8
+	--offset=208m --size=32m --verify=crc32c --fsync=8
 front_detach disk
 [ ! -S "$scratch/disk.sock" ] || die "the socket was left behind"
 equal_from_each_node disk a1 b1

@@ -19,7 +19,8 @@ for round in 1 2 3; do
 	wait_until 30 "fio to notice" is_gone $load || die "the client hangs after the front's death"
 	wait $load 2>/dev/null && die "fio did not notice the front's death"
 	attach disk
-	nbdcopy "$uri" - | head -c $((32 << 20)) | cmp - "$scratch/image" || die "flushed data is gone"
+	nbdcopy "$uri" "$scratch/copy"
+	cmp -n $((32 << 20)) "$scratch/copy" "$scratch/image" || die "flushed data is gone"
 	say "front killed and started again, round $round"
 done
 front_detach disk

@@ -10,6 +10,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../../.."
 scratch=$(mktemp -d "${UKAI_SCRATCH:-/var/tmp}/ukai-nbd.XXXXXX")
 
 scenario_end() { # STATUS
+	local kept=$repo/target/ci/nbd-$(basename "$0" .sh).logs
+	rm -rf "$kept"
+	if [ "$1" != 0 ]; then
+		mkdir -p "$(dirname "$kept")"
+		cp -r "$scratch/log" "$kept"
+		warn "all logs: $kept"
+	fi
 	rm -rf "$scratch"
 }
 trap on_exit EXIT
@@ -26,7 +33,7 @@ attach() {
 read_all() { nbdcopy "$uri" -; }
 
 # written: guest writes that the front has completed
-written() { tools --json stats "$1" | json - 'd["front"]["write"]["count"]'; }
+written() { tools --json stats "$1" 2>/dev/null | json - 'd["front"]["write"]["count"]'; }
 wrote_past() { [ "$(written "$1")" -gt "$2" ]; }
 
 # more_load VOLUME WRITES WHEN: waits until so many more have been completed

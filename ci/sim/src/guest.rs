@@ -155,7 +155,12 @@ impl World {
         let io = match self.phase {
             Phase::Safety if self.guest.requests_left > 0 => {
                 self.guest.requests_left -= 1;
-                self.choose_request(tag)
+                let io = self.choose_request(tag);
+                if self.swarm.reissue && self.overlaps_a_write(front, &io) {
+                    GuestIo { op: GuestOp::Read, count: io.count.min(40), ..io }
+                } else {
+                    io
+                }
             }
             Phase::FinalReads => match self.guest.final_reads.pop() {
                 Some((sector, count)) => GuestIo {
@@ -169,6 +174,18 @@ impl World {
             _ => return,
         };
         self.invoke(front, lane.0 as usize, io);
+    }
+
+    /// A guest whose requests are issued again after its front died must not overwrite what is still
+    /// being written: the older write would be done again after the newer one.
+    fn overlaps_a_write(&self, front: FrontIndex, io: &GuestIo) -> bool {
+        let writes = |op: GuestOp| matches!(op, GuestOp::Write { .. } | GuestOp::Zero { .. });
+        let end = |io: &GuestIo| io.sector + u64::from(io.count);
+        let mut running = self.fronts[front].slots.iter().flatten().flatten();
+        writes(io.op)
+            && running.any(|slot| {
+                writes(slot.io.op) && slot.io.sector < end(io) && io.sector < end(&slot.io)
+            })
     }
 
     fn choose_request(&mut self, tag: GuestTag) -> GuestIo {

@@ -250,9 +250,17 @@ impl World {
         }
     }
 
+    fn link_name(&self, id: LinkId) -> String {
+        self.links.get(&id).map_or_else(
+            || format!("link {id}"),
+            |link| format!("link {id} of {:?} to n{} shard {}", link.client, link.node, link.shard),
+        )
+    }
+
     /// The network cuts a connection: a random part of what is under way still arrives.
     pub(crate) fn cut_link(&mut self, id: LinkId) {
         let now = self.queue.now();
+        self.say(|| format!("cut of {}", self.link_name(id)));
         let (lost_in, lost_out) = (
             self.up_to(self.swarm.net_delay_ns),
             self.up_to(self.swarm.net_delay_ns),
@@ -277,6 +285,10 @@ impl World {
     /// Nothing gets through in one direction for a while.
     pub(crate) fn clog_link(&mut self, id: LinkId, to_node: bool, for_ns: u64) {
         let until = self.queue.now() + for_ns;
+        self.say(|| {
+            let way = if to_node { "to" } else { "from" };
+            format!("{} is clogged {way} the node for {} ms", self.link_name(id), for_ns / 1_000_000)
+        });
         if let Some(link) = self.links.get_mut(&id) {
             let direction = link.direction(to_node);
             direction.clogged_until = direction.clogged_until.max(until);

@@ -2,7 +2,7 @@
 //!
 //! Write-ahead log with full synchronisation: a committed transaction survives power loss. Each
 //! handle is one connection; a transaction takes the write lock at its start, so its conditions
-//! hold until it commits. Ephemeral keys belong to a session row with a lease, see [`owner`].
+//! hold until it commits. Ephemeral keys belong to a session row with a lease, see `owner`.
 
 mod owner;
 mod watch;

@@ -439,6 +439,25 @@ fn a_new_token_in_the_map_stops_this_front() {
 }
 
 #[test]
+fn a_lane_that_ends_says_nothing_about_nodes() {
+    let mut world = World::serving();
+    world.event(ControlEvent::Lane(
+        LaneId(0),
+        LaneReport::PeerDown { peer: PEER_B },
+    ));
+    world.event(ControlEvent::LaneRemoved(LaneId(0)));
+    world.event(ControlEvent::Lane(
+        LaneId(0),
+        LaneReport::PeerDown { peer: PEER_A },
+    ));
+    world.pass(Duration::from_secs(2));
+    assert_eq!(
+        (world.state(A), world.state(B)),
+        (Some(ReplicaState::InSync), Some(ReplicaState::InSync))
+    );
+}
+
+#[test]
 fn a_barrier_waits_for_every_lane() {
     let mut world = World::serving();
     world.lane_stuck = true;

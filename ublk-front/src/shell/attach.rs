@@ -167,6 +167,15 @@ pub fn attach(options: &AttachOptions) -> Result<(), AttachError> {
         front: process::random_id().map_err(AttachError::doing("read random bytes"))?,
     };
     let mut config = ControlConfig::new(volume, who);
+    let name = process::lock_name(&format!("ukai-front/{volume}/{host}"));
+    let name_lock = name.map_err(AttachError::doing("lock the volume on this host"))?;
+    if name_lock.is_none() && !options.force {
+        return Err(AttachError::Refused(format!(
+            "volume {} is attached by another front of this host, with another run directory; \
+             detach it there, or take it over with --force",
+            settings.volume
+        )));
+    }
     config.force = options.force || succeeds_dead_front(&*store, volume, &config.attach)?;
     let control_path = control_path(&run_dir, &settings.volume);
     let (listener, socket) = ControlSocket::bind(&control_path)
@@ -208,6 +217,7 @@ pub fn attach(options: &AttachOptions) -> Result<(), AttachError> {
     // A panic ends the process (see `process::prepare`).
     let ended = control.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     await_answers(&socket);
+    drop(name_lock);
     served?;
     Ok(ended?)
 }
@@ -266,8 +276,8 @@ fn succeeds_dead_front(
         return Ok(false); // the core knows that this one is dead
     }
     let Some(front) = catalog::front(store, volume)? else {
-        // It never got so far as to announce itself, or its lease has ended. Our lock says that it
-        // is not one that used this run directory.
+        // It never got so far as to announce itself, or its lease has ended. It is dead: we hold the
+        // lock of the volume on this host.
         return Ok(true);
     };
     let answers = std::os::unix::net::UnixStream::connect(&front.control).is_ok();

@@ -135,6 +135,8 @@ pub enum ControlInput {
         /// Its name.
         device: String,
     },
+    /// The store knows of the device now, or does not answer: scripts may be told.
+    Announced,
     /// The frontend returned: detach.
     FrontendEnded,
     /// A metadata request ended.

@@ -40,7 +40,16 @@ pub struct LaneDriver {
     wake_in_flight: bool,
     tick_spec: Box<types::Timespec>,
     tick_in_flight: bool,
+    tick_end: TickEnd,
     closing: bool,
+}
+
+/// The order that ends the standing timeout of a lane that closes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum TickEnd {
+    NotYet,
+    InFlight,
+    Done,
 }
 
 /// The core as [`PeerSockets`] sees it.
@@ -85,6 +94,7 @@ impl LaneDriver {
             wake_in_flight: false,
             tick_spec: Box::new(types::Timespec::new().nsec(TICK_NANOS)),
             tick_in_flight: false,
+            tick_end: TickEnd::NotYet,
             closing: false,
         }
     }
@@ -151,6 +161,7 @@ impl LaneDriver {
                     peers.tick(now, holds, &mut Events { core, actions, now });
                 }
             }
+            Kind::TickEnd => self.tick_end = TickEnd::Done,
             Kind::PeerReceive | Kind::PeerSend | Kind::PeerConnect => {
                 let Self {
                     core,
@@ -244,6 +255,11 @@ impl LaneDriver {
             let timeout = opcode::Timeout::new(&raw const *self.tick_spec).build();
             push(timeout.user_data(pack(Kind::Tick, 0)));
         }
+        if self.closing && self.tick_in_flight && self.tick_end == TickEnd::NotYet {
+            self.tick_end = TickEnd::InFlight;
+            let end = opcode::TimeoutRemove::new(pack(Kind::Tick, 0)).build();
+            push(end.user_data(pack(Kind::TickEnd, 0)));
+        }
         let holds = &self.holds;
         self.done
             .extend(self.waiting.extract_if(.., |(tag, _)| holds.free(*tag)));
@@ -265,6 +281,7 @@ impl LaneDriver {
     /// After [`LaneDriver::close`]: has the kernel returned everything that refers to this lane?
     #[must_use]
     pub fn is_quiet(&self) -> bool {
-        self.closing && !self.wake_in_flight && !self.tick_in_flight && self.peers.is_quiet()
+        let timer = self.tick_in_flight || self.tick_end == TickEnd::InFlight;
+        self.closing && !self.wake_in_flight && !timer && self.peers.is_quiet()
     }
 }

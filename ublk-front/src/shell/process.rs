@@ -2,7 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use ukai_proto::BootId;
 
@@ -88,6 +88,18 @@ pub fn random_id() -> io::Result<[u8; 16]> {
 pub fn host_name() -> io::Result<String> {
     let text = std::fs::read_to_string("/proc/sys/kernel/hostname")?;
     Ok(text.trim().to_owned())
+}
+
+/// One front per name on this machine (strictly: per network namespace), whatever its run directory:
+/// held until the process ends, however it ends. `None`: another process holds it.
+pub fn lock_name(name: &str) -> io::Result<Option<UnixListener>> {
+    use std::os::linux::net::SocketAddrExt;
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+    match UnixListener::bind_addr(&address) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// One front per volume and directory: held until the process ends, however it ends. `None`:

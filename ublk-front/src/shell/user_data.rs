@@ -27,6 +27,8 @@ pub enum Kind {
     ClientReceive = 6,
     /// A send on the NBD client's socket.
     ClientSend = 7,
+    /// The order to end the standing timeout was taken.
+    TickEnd = 8,
 }
 
 /// Packs kind and slot.
@@ -49,6 +51,7 @@ pub fn unpack(user_data: u64) -> Option<(Kind, u16)> {
         5 => Kind::Tick,
         6 => Kind::ClientReceive,
         7 => Kind::ClientSend,
+        8 => Kind::TickEnd,
         _ => return None,
     };
     #[allow(clippy::cast_possible_truncation)] // the mask left 16 bits
@@ -70,6 +73,7 @@ mod tests {
             Kind::Tick,
             Kind::ClientReceive,
             Kind::ClientSend,
+            Kind::TickEnd,
         ] {
             for slot in [0, 1, 4095, u16::MAX] {
                 let packed = pack(kind, slot);

@@ -1,7 +1,7 @@
 //! HELLO, limits, shapes, data, stop.
 
 use super::*;
-use crate::core::CloseReason;
+use crate::core::{CloseReason, HELLO_TIMEOUT_NS};
 use crate::disk::api::{DiskResult, IoId};
 use ukai_proto::limits::CONN_REQUESTS_MAX;
 use ukai_proto::message::{ShardStats, read_crc_table, read_sector_states};
@@ -31,6 +31,16 @@ fn anything_before_hello_is_refused_and_closed() {
     // What was already on the wire behind it is dropped.
     let tag = node.send(on(Opcode::Ping), Vec::new(), None);
     assert!(node.reply(tag).is_none());
+}
+
+#[test]
+fn a_silent_connection_is_closed_and_a_greeted_one_is_not() {
+    let mut node = Node::new(1);
+    node.event(ShardEvent::ConnOpened { conn: ConnId(2) });
+    node.now += HELLO_TIMEOUT_NS;
+    node.event(ShardEvent::Tick);
+    assert_eq!(closes(&node), [CloseReason::Silent]);
+    assert_eq!(node.status(on(Opcode::Ping)), Status::Ok);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::core::api::{ControlAction, LaneId, LaneOrder, Now};
 use crate::core::config::LaneConfig;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use ukai_meta::ReplicaState;
 use ukai_proto::{NodeId, Opcode, Version};
 
 #[derive(Debug, Default)]
@@ -76,9 +77,30 @@ impl ControlCore {
         }
         let epoch = self.epoch;
         if self.lanes.values().all(|lane| lane.prepared == epoch) {
+            let lost = std::mem::take(&mut barrier.lost);
             self.barrier = None;
             self.install(now, out);
+            self.ceiling_is_whole = !lost.iter().any(|node| self.is_source(*node));
         }
+    }
+
+    /// Does the node hold in-sync replicas?
+    fn is_source(&self, node: NodeId) -> bool {
+        let map = self.map();
+        map.sets_in_use().any(|set| {
+            let mut replicas = map.set(set).iter();
+            replicas.any(|r| r.node == node && r.state == ReplicaState::InSync)
+        })
+    }
+
+    /// Before a copy: at the last barrier every write had reached all sources. A write that waited
+    /// for a lost one may be on the target and not on the source: mirrored away there, it would be
+    /// acknowledged later and gone. If not, another barrier is due once no source is doubtful.
+    pub(super) fn ceiling_holds(&mut self) -> bool {
+        if !self.ceiling_is_whole && !self.doubtful().iter().any(|node| self.is_source(*node)) {
+            self.reinstall = true;
+        }
+        self.ceiling_is_whole
     }
 
     fn order_prepare(&self, out: &mut Vec<ControlAction>) {

@@ -107,6 +107,9 @@ impl ControlCore {
     }
 
     pub(super) fn lane_peer(&mut self, now: Now, lane: LaneId, peer: PeerIndex, up: bool) {
+        if !self.lanes.contains_key(&lane) {
+            return; // it closes its connections as it ends
+        }
         let node = self.node_of(peer);
         let seen = self.seen.entry(node).or_default();
         if up {
@@ -117,11 +120,22 @@ impl ControlCore {
         self.update_down(now, node);
     }
 
+    /// What a lane that has ended said of connections says nothing about nodes.
+    pub(super) fn forget_lane(&mut self, now: Now, lane: LaneId) {
+        let nodes: Vec<NodeId> = self.seen.keys().copied().collect();
+        for node in nodes {
+            let seen = self.seen.entry(node).or_default();
+            let before = seen.lanes_down.len();
+            seen.lanes_down.retain(|(l, _)| *l != lane);
+            if seen.lanes_down.len() != before {
+                self.update_down(now, node);
+            }
+        }
+    }
+
     fn update_down(&mut self, now: Now, node: NodeId) {
-        let lanes: Vec<LaneId> = self.lanes.keys().copied().collect();
         let all_up = self.all_up(node).is_some();
         let seen = self.seen.entry(node).or_default();
-        seen.lanes_down.retain(|(lane, _)| lanes.contains(lane));
         if all_up && seen.lanes_down.is_empty() {
             seen.down_since = None;
         } else {
@@ -242,6 +256,18 @@ impl ControlCore {
             } else {
                 self.fence_node(now, node, out);
             }
+        }
+        // A connection that broke and came back to the same run: what was fenced stays fenced at the
+        // node, but only an answer says so.
+        let reconnected: Vec<NodeId> = self
+            .nodes
+            .iter()
+            .filter(|e| e.incarnation.is_some() && self.all_up(e.node) == e.incarnation)
+            .map(|entry| entry.node)
+            .filter(|node| self.is_active(*node) && self.all_fenced(*node).is_none())
+            .collect();
+        for node in reconnected {
+            self.fence_node(now, node, out);
         }
         if now.since(self.ping_at) > PING_EVERY {
             self.ping_at = now;

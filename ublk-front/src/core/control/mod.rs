@@ -126,6 +126,8 @@ pub struct ControlCore {
     reinstall: bool,
     /// Writes at or below it had ended everywhere at the last barrier.
     ceiling: Version,
+    /// That is so: no in-sync replica was lost at that barrier.
+    ceiling_is_whole: bool,
     intents: BTreeSet<ChunkIndex>,
     reconcile: attach::Reconcile,
     sync: Option<sync::Sync>,
@@ -164,6 +166,7 @@ impl ControlCore {
             installed: None,
             reinstall: false,
             ceiling: Version::ZERO,
+            ceiling_is_whole: true,
             intents: BTreeSet::new(),
             reconcile: attach::Reconcile::default(),
             sync: None,
@@ -202,6 +205,7 @@ impl ControlCore {
             ControlEvent::LaneAdded(lane) => self.lane_added(lane, out),
             ControlEvent::LaneRemoved(lane) => {
                 self.lanes.remove(&lane);
+                self.forget_lane(now, lane);
             }
             ControlEvent::Lane(lane, report) => self.lane_report(now, lane, report, out),
             ControlEvent::MapChanged => self.reload_wanted = true,

@@ -95,7 +95,7 @@ impl ControlCore {
                 }
             },
             Stage::Installing => {
-                if self.is_installed() && !self.reinstall {
+                if self.is_installed() && !self.reinstall && self.ceiling_holds() {
                     self.start_listing(now, out);
                 }
             }
@@ -152,9 +152,13 @@ impl ControlCore {
                 sources.extend(in_sync.map(|r| r.node));
             }
         }
+        // A source that cannot be asked may be the only one of its chunks.
+        if sources.is_empty() || sources.iter().any(|node| self.all_fenced(*node).is_none()) {
+            self.sync_failed(now, out);
+            return;
+        }
         let peers: Vec<(NodeId, PeerIndex)> = sources
             .into_iter()
-            .filter(|source| self.all_fenced(*source).is_some())
             .flat_map(|source| self.peers_of(source).map(move |peer| (source, peer)))
             .collect();
         // What a dead front may have left only there.

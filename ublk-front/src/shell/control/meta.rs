@@ -215,6 +215,7 @@ impl Announcer {
                 Ok(Announce::Set(record)) => {
                     self.current = Some((record, false));
                     self.keep();
+                    self.port.post(ControlInput::Announced);
                 }
                 Ok(Announce::Clear(_done)) => {
                     if let Some((record, _)) = self.current.take() {

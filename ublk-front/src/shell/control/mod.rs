@@ -268,6 +268,12 @@ impl Control {
                 self.answer_asked(clock::now());
             }
             ControlInput::Attached { device } => self.attached(device),
+            ControlInput::Announced => {
+                if let Some(device) = &self.device {
+                    process::say(&format!("attached {} {device}", self.name));
+                    process::notify_ready(&format!("volume {} is {device}", self.name));
+                }
+            }
             ControlInput::FrontendEnded => {
                 self.frontend = Frontend::Ended;
                 self.events.push(ControlEvent::Detach);
@@ -302,8 +308,6 @@ impl Control {
     }
 
     fn attached(&mut self, device: String) {
-        process::say(&format!("attached {} {device}", self.name));
-        process::notify_ready(&format!("volume {} is {device}", self.name));
         let record = FrontRecord {
             host: self.host.clone(),
             control: self.control_path.display().to_string(),

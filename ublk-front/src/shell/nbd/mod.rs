@@ -42,6 +42,11 @@ pub fn serve(ctx: FrontContext) -> Result<(), FrontendError> {
         let ready = listeners.wait(ctx.orders.event(), None).map_err(FrontendError::io("poll"))?;
         reap(&mut clients);
         if let Ready::Client(socket) = ready {
+            if clients.len() >= CLIENTS_MAX {
+                // Some may be on their way out.
+                await_goodbyes(&listeners, &mut clients, CLIENTS_MAX - 1)
+                    .map_err(FrontendError::io("poll"))?;
+            }
             if clients.len() < CLIENTS_MAX {
                 match start(&ctx, socket, &size_bytes) {
                     Ok(client) => clients.push(client),
@@ -61,7 +66,7 @@ pub fn serve(ctx: FrontContext) -> Result<(), FrontendError> {
                 }
                 FrontendOrder::Stop { force, refused } => {
                     if !force {
-                        await_goodbyes(&listeners, &mut clients)
+                        await_goodbyes(&listeners, &mut clients, 0)
                             .map_err(FrontendError::io("poll"))?;
                     }
                     if force || clients.is_empty() {
@@ -87,11 +92,15 @@ fn reap(clients: &mut Vec<Served>) {
     }
 }
 
-/// Gives clients that are about to leave the time to do so.
-fn await_goodbyes(listeners: &Listeners, clients: &mut Vec<Served>) -> io::Result<()> {
+/// Gives clients that are about to leave the time to do so, until so many are left.
+fn await_goodbyes(
+    listeners: &Listeners,
+    clients: &mut Vec<Served>,
+    left: usize,
+) -> io::Result<()> {
     let begin = super::clock::now();
     reap(clients);
-    while !clients.is_empty() && super::clock::now().since(begin) < GOODBYE {
+    while clients.len() > left && super::clock::now().since(begin) < GOODBYE {
         // Nothing wakes us when a thread ends, so look every few milliseconds.
         listeners.pause(Duration::from_millis(10))?;
         reap(clients);
@@ -106,7 +115,7 @@ fn stop(listeners: &Listeners, mut clients: Vec<Served>) -> io::Result<()> {
         // SAFETY: no pointers; the socket is owned by `client`.
         let _ = unsafe { libc::shutdown(client.socket.as_raw_fd(), libc::SHUT_RD) };
     }
-    await_goodbyes(listeners, &mut clients)?;
+    await_goodbyes(listeners, &mut clients, 0)?;
     for client in &clients {
         address::shutdown(client.socket.as_raw_fd());
     }

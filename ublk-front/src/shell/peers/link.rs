@@ -251,11 +251,8 @@ impl Link {
         if matches!(self.state, State::Idle { .. } | State::Closing) {
             return;
         }
-        if matches!(self.state, State::Up) {
-            tracing::info!("connection to peer {}: {why}", index.0);
-        } else {
-            tracing::debug!("connection to peer {}: {why}", index.0);
-        }
+        // The operator hears of it from control, whose connection to the same shard breaks too.
+        tracing::debug!("connection to peer {}: {why}", index.0);
         self.state = State::Closing;
         self.outbox.drop_queued(holds);
         if let Some(socket) = &self.socket {

@@ -1,0 +1,106 @@
+//! The N-th call fails, once or for good.
+
+use super::model::Workload;
+use super::rig::*;
+use crate::disk::api::*;
+use crate::disk::mem::OpKind;
+use ukai_proto::Status;
+
+/// A fixed workload that uses everything, so that N means the same in every run.
+fn workload(work: &mut Workload) {
+    for round in 0..3 {
+        for chunk in 0..3 {
+            work.write(chunk, 0..4, round == 1);
+            work.write(chunk, 2..6, false);
+            work.rig.turn();
+        }
+        work.read(1, 0..8);
+        work.settle();
+        work.flush();
+        work.settle();
+        work.zero(1, 0..8, true, false);
+        work.zero(2, 0..3, false, true);
+        work.settle();
+    }
+}
+
+fn sweep(persistent: bool) {
+    for call in 0.. {
+        let mut work = Workload::new(Rig::new(4, 5), 3);
+        work.faulty = true;
+        let before = work.rig.disk.calls;
+        work.rig.disk.fail_after(call, persistent);
+        workload(&mut work);
+        let fired = work.rig.disk.failure_fired();
+        assert!(fired || work.rig.disk.calls - before <= call);
+        work.rig.disk.heal();
+        if work.rig.store.poisoned() {
+            assert_eq!(work.rig.refused(write_as(0, 0, 1, version(9, 9), 9, false)), Status::Poisoned);
+            assert_eq!(work.rig.refused(StoreRequest::Flush), Status::Poisoned);
+        }
+        // Everything that was answered is there after a crash of the process; what was flushed is there
+        // after a cut.
+        let mut cut = Workload::new(Rig::on(work.rig.disk.snapshot(), work.rig.place, call), 3);
+        cut.oracle = work.oracle.clone();
+        cut.rig.cut();
+        cut.restart(true);
+        work.rig.crash_process();
+        work.restart(false);
+        if !fired {
+            assert!(call > 50, "the sweep went through {call} calls");
+            break;
+        }
+    }
+}
+
+#[test]
+fn the_nth_call_fails_once() {
+    sweep(false);
+}
+
+#[test]
+fn the_nth_call_and_all_later_ones_fail() {
+    sweep(true);
+}
+
+#[test]
+fn a_failed_flush_poisons_and_is_never_retried() {
+    let mut rig = Rig::new(4, 1);
+    rig.done(write(0, 0, 1, 1, false));
+    let flush = rig.submit(StoreRequest::Flush);
+    let waiting = rig.submit(StoreRequest::Flush);
+    rig.turn();
+    let sync = (0..rig.disk.pending()).find(|index| rig.disk.pending_kind(*index) == OpKind::Sync);
+    rig.disk.fail_after(0, false);
+    rig.complete(sync.expect("a sync is under way"));
+    for op in [flush, waiting] {
+        let reply = &rig.replies[&op];
+        assert!(matches!(reply, StoreReply::Failed { status: Status::Poisoned, .. }), "{reply:?}");
+    }
+    assert!(rig.store.poisoned());
+    assert_eq!(rig.refused(write(0, 0, 1, 2, false)), Status::Poisoned);
+    assert_eq!(rig.refused(StoreRequest::Flush), Status::Poisoned);
+    assert_eq!(rig.read(0, 0, 1), [1], "reads go on");
+    assert!((0..rig.disk.pending()).all(|index| rig.disk.pending_kind(index) != OpKind::Sync));
+    let mut out = Vec::new();
+    rig.store.close(&mut out);
+    rig.settle();
+    assert!(rig.store.closed());
+}
+
+#[test]
+fn a_failed_data_write_hurts_only_its_sectors() {
+    let mut rig = Rig::new(4, 1);
+    rig.done(write(0, 0, 4, 1, false));
+    let op = rig.submit(write(0, 1, 2, 2, false));
+    let data = rig.disk.pending() - 1;
+    rig.disk.fail_after(0, false);
+    rig.complete(data);
+    rig.settle();
+    assert!(matches!(rig.replies[&op], StoreReply::Failed { status: Status::IoError, .. }));
+    assert!(!rig.store.poisoned());
+    assert_eq!(rig.refused(StoreRequest::Read(range(0, 0, 4))), Status::BadCrc);
+    assert_eq!((rig.read(0, 0, 1), rig.read(0, 3, 1)), (vec![1], vec![1]));
+    assert_eq!(rig.done(write(0, 1, 2, 2, false)), 2, "the same write, sent again");
+    assert_eq!(rig.read(0, 0, 4), [1, 2, 2, 1]);
+}

@@ -1,0 +1,8 @@
+//! Tests of the store on a device that forgets.
+
+mod faults;
+mod model;
+mod power;
+mod rig;
+mod rules;
+mod superblocks;
