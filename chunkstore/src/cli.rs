@@ -98,8 +98,8 @@ pub(crate) struct RunArgs {
     /// Also listen on Unix sockets in this directory, for fronts on this host.
     #[arg(long, value_name = "DIR")]
     pub(crate) unix_dir: Option<PathBuf>,
-    /// CPUs to use; shards are spread over them.
-    #[arg(long, value_delimiter = ',', default_value = "0")]
+    /// CPUs to use, such as 0,1; shards are spread over them (default: one for each shard, from 0 on).
+    #[arg(long, value_delimiter = ',')]
     pub(crate) cores: Vec<usize>,
     /// Allow an address that other machines reach, although nothing is encrypted or authenticated.
     #[arg(long)]

@@ -188,3 +188,23 @@ fn two_shards_share_a_node_and_know_their_chunks() {
     }
     assert!(node.stop().success());
 }
+
+#[test]
+fn a_service_manager_is_told() {
+    let cluster = Cluster::new();
+    assert!(cluster.format("n0", &["--size", "64MiB"]).status.success());
+    let path = cluster.path("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).expect("bind");
+    socket
+        .set_read_timeout(Some(std::time::Duration::from_secs(60)))
+        .expect("timeout");
+    let told = || {
+        let mut buffer = [0; 64];
+        let n = socket.recv(&mut buffer).expect("a notification");
+        text(&buffer[..n])
+    };
+    let node = cluster.start_with("n0", &[], &[("NOTIFY_SOCKET", &path)]);
+    assert_eq!(told(), "READY=1");
+    assert!(node.stop().success());
+    assert_eq!(told(), "STOPPING=1");
+}

@@ -138,7 +138,7 @@ impl Context {
         match decide(map) {
             Ok(update) => Ok(Some(update.next)),
             Err(TransitionError::NoChange) => Ok(None),
-            Err(error) => Err(self.explain(error)),
+            Err(error) => Err(self.explain(map, error)),
         }
     }
 
@@ -156,7 +156,7 @@ impl Context {
             let update = match decide(&map) {
                 Ok(update) => update,
                 Err(TransitionError::NoChange) => return Ok(maybe_done.then_some(map)),
-                Err(error) => return Err(self.explain(error)),
+                Err(error) => return Err(self.explain(&map, error)),
             };
             match catalog::commit_update(&*self.store, update) {
                 Ok(next) => return Ok(Some(next)),
@@ -172,9 +172,12 @@ impl Context {
         )
     }
 
-    /// A refused transition, with the names of nodes in place of their uuids.
-    pub(crate) fn explain(&self, error: TransitionError) -> ToolError {
+    /// A refused transition, with the names of volume and nodes.
+    fn explain(&self, map: &VolumeMap, error: TransitionError) -> ToolError {
         let mut error = ToolError::from(error);
+        let name = &map.head.name;
+        error.what = error.what.replace("the volume", &format!("volume {name}"));
+        error.next = error.next.map(|next| next.replace("VOLUME", name));
         for node in self.nodes().unwrap_or_default() {
             error.what = error
                 .what

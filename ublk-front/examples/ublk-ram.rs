@@ -10,7 +10,8 @@
 //! ```
 //!
 //! SIGUSR1 doubles the size. `broken`: the last queue cannot be set up, so that the start must fail
-//! and leave nothing behind. `VOLUME` is a uuid, `FILE` holds the disk (on a tmpfs: it is the RAM, and survives a kill).
+//! and leave nothing behind. `VOLUME` is a uuid, `FILE` holds the disk (on a tmpfs: it is the RAM,
+//! and survives a kill).
 
 use io_uring::{opcode, squeue, types};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -29,7 +30,7 @@ use ublk_front::shell::ublk::{
 use ublk_front::shell::user_data::{Kind, pack, unpack};
 use ukai_meta::Durability;
 use ukai_proto::limits::SECTOR_BYTES;
-use ukai_proto::{Generation, Token, VolumeId};
+use ukai_proto::{Generation, Token};
 
 /// A shared mapping of a file.
 struct Disk {
@@ -92,7 +93,7 @@ impl Disk {
         unsafe {
             match io.op {
                 GuestOp::Read => {
-                    buffer.copy_from_nonoverlapping(NonNull::new_unchecked(disk), bytes)
+                    buffer.copy_from_nonoverlapping(NonNull::new_unchecked(disk), bytes);
                 }
                 GuestOp::Write { .. } => disk.copy_from_nonoverlapping(buffer.as_ptr(), bytes),
                 GuestOp::Zero { .. } => disk.write_bytes(0, bytes),
@@ -235,13 +236,17 @@ fn serve(words: &[String]) -> Result<(), Box<dyn Error>> {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
+    const USAGE: &str = "serve VOLUME FILE MIB [QUEUES [DEPTH [through | broken]]] \
+        | find VOLUME | remove VOLUME | users NUMBER";
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match words[..] {
-        ["serve", ..] => serve(&words[1..].iter().map(|word| (*word).to_owned()).collect::<Vec<_>>()),
-        ["find", volume] => Ok(println!("{:?}", find(volume.parse::<VolumeId>()?)?)),
-        ["remove", volume] => Ok(println!("{:?}", remove_leftover(volume.parse::<VolumeId>()?)?)),
-        ["users", number] => Ok(println!("{:?}", users(number.parse()?))),
-        _ => Err("serve VOLUME FILE MIB [QUEUES [DEPTH [through | broken]]] | find VOLUME | remove VOLUME | users NUMBER".into()),
+    let (command, rest) = words.split_first().ok_or(USAGE)?;
+    let first = rest.first().ok_or(USAGE)?;
+    match command.as_str() {
+        "serve" => return serve(rest),
+        "find" => println!("{:?}", find(first.parse()?)?),
+        "remove" => println!("{:?}", remove_leftover(first.parse()?)?),
+        "users" => println!("{:?}", users(first.parse()?)),
+        _ => return Err(USAGE.into()),
     }
+    Ok(())
 }

@@ -48,10 +48,10 @@ impl MetaArgs {
         if let Some(url) = &self.meta {
             return Ok(url.clone());
         }
-        let text = std::env::var("UKAI_META").map_err(|_| {
-            AttachError::Usage("say --meta URL, or set UKAI_META".to_owned())
-        })?;
-        text.parse().map_err(|error| AttachError::Usage(format!("UKAI_META: {error}")))
+        let text = std::env::var("UKAI_META")
+            .map_err(|_| AttachError::Usage("say --meta URL, or set UKAI_META".to_owned()))?;
+        text.parse()
+            .map_err(|error| AttachError::Usage(format!("UKAI_META: {error}")))
     }
 }
 

@@ -30,7 +30,9 @@ fn try_start(args: &AttachArgs) -> io::Result<ExitCode> {
     let path = run_dir.join(format!("{}.log", args.volume));
     let log = File::options().create(true).append(true).open(&path)?;
     let begin = log.metadata()?.len();
-    let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--daemon");
+    let arguments = std::env::args_os()
+        .skip(1)
+        .filter(|argument| argument != "--daemon");
     let mut child = Command::new(std::env::current_exe()?)
         .args(arguments)
         .stdin(Stdio::null())
@@ -55,10 +57,15 @@ fn failed(mut child: Child, log: &std::path::Path, begin: u64) -> io::Result<Exi
     let status = child.wait()?;
     let mut file = File::open(log)?;
     let end = file.metadata()?.len();
-    file.seek(SeekFrom::Start(begin.max(end.saturating_sub(LOG_SHOWN_BYTES))))?;
+    file.seek(SeekFrom::Start(
+        begin.max(end.saturating_sub(LOG_SHOWN_BYTES)),
+    ))?;
     let mut text = Vec::new();
     file.take(LOG_SHOWN_BYTES).read_to_end(&mut text)?;
     eprint!("{}", String::from_utf8_lossy(&text));
-    let code = status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0);
+    let code = status
+        .code()
+        .and_then(|code| u8::try_from(code).ok())
+        .filter(|code| *code != 0);
     Ok(ExitCode::from(code.unwrap_or(1)))
 }

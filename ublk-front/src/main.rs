@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("UKAI_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libublk=warn,zookeeper_client=warn")),
         )
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
@@ -107,13 +107,26 @@ fn detach(args: DetachArgs) -> Result<(), AttachError> {
     match control::ask(&path, &request, None) {
         Ok(answer) if answer["ok"] == true => Ok(()),
         Ok(answer) => {
-            let why = answer["error"].as_str().unwrap_or("the front gave no reason");
-            Err(AttachError::Refused(format!("{} is not detached: {why}", args.volume)))
+            let why = answer["error"]
+                .as_str()
+                .unwrap_or("the front gave no reason");
+            Err(AttachError::Refused(format!(
+                "{} is not detached: {why}",
+                args.volume
+            )))
         }
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
             release(args)
         }
-        Err(error) => Err(AttachError::Failed(format!("ask {}: {error}", path.display()))),
+        Err(error) => Err(AttachError::Failed(format!(
+            "ask {}: {error}",
+            path.display()
+        ))),
     }
 }
 
@@ -127,7 +140,9 @@ fn release(args: DetachArgs) -> Result<(), AttachError> {
         );
         AttachError::NotAttached(text)
     };
-    let Ok(meta) = args.meta.url() else { return Err(nothing()) };
+    let Ok(meta) = args.meta.url() else {
+        return Err(nothing());
+    };
     let (store, _, volume) = find_volume(&meta, &args.volume)?;
     let removed = ublk::remove_leftover(volume);
     let removed = removed.map_err(|error| AttachError::Refused(error.to_string()))?;
@@ -143,7 +158,13 @@ fn release(args: DetachArgs) -> Result<(), AttachError> {
         Some(holder) if holder.host == host => {
             process::prepare();
             let run_dir = args.run_dir.run_dir;
-            attach(&bare(&args.volume, Presentation::Release, args.host, run_dir, meta))
+            attach(&bare(
+                &args.volume,
+                Presentation::Release,
+                args.host,
+                run_dir,
+                meta,
+            ))
         }
         Some(holder) => Err(AttachError::Refused(format!(
             "{} is attached on host {}; detach it there",

@@ -41,8 +41,15 @@ pub(crate) fn list(args: &ListArgs) -> Result<(), AttachError> {
     }
     let mut table = vec![["VOLUME", "SIZE", "HOST", "PID", "DEVICE"].map(str::to_owned)];
     for row in &rows {
-        let text = |key: &str| row[key].as_str().unwrap_or("(its front does not answer)").to_owned();
-        let pid = row["pid"].as_u64().map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        let text = |key: &str| {
+            row[key]
+                .as_str()
+                .unwrap_or("(its front does not answer)")
+                .to_owned()
+        };
+        let pid = row["pid"]
+            .as_u64()
+            .map_or_else(|| "-".to_owned(), |pid| pid.to_string());
         let size = size(row["size_bytes"].as_u64().unwrap_or(0));
         table.push([text("volume"), size, text("host"), pid, text("device")]);
     }
@@ -56,20 +63,38 @@ pub(crate) fn status(args: &StatusArgs) -> Result<(), AttachError> {
     let answer = control::ask(&path, &json!({ "cmd": "status" }), Some(PATIENCE));
     let status = match answer {
         Ok(status) => status,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            ) =>
+        {
             let text = format!("{} (nobody listens at {})", args.volume, path.display());
             return Err(AttachError::NotAttached(text));
         }
-        Err(error) => return Err(AttachError::Failed(format!("ask {}: {error}", path.display()))),
+        Err(error) => {
+            return Err(AttachError::Failed(format!(
+                "ask {}: {error}",
+                path.display()
+            )));
+        }
     };
     if args.json {
         process::say(&status.to_string());
         return Ok(());
     }
     let core = &status["control"];
-    let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    let plain = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
     let device = status["device"].as_str().unwrap_or("(none yet)");
-    process::say(&format!("{} is {} at {device}", plain(&status["volume"]), plain(&core["phase"])));
+    process::say(&format!(
+        "{} is {} at {device}",
+        plain(&status["volume"]),
+        plain(&core["phase"])
+    ));
     process::say(&format!(
         "host {}, process {}, token {}, generation {}, {} lane(s), {}",
         plain(&status["host"]),
@@ -77,7 +102,11 @@ pub(crate) fn status(args: &StatusArgs) -> Result<(), AttachError> {
         core["token"],
         core["generation"],
         core["lanes"],
-        if core["settled"] == true { "settled" } else { "not settled" },
+        if core["settled"] == true {
+            "settled"
+        } else {
+            "not settled"
+        },
     ));
     if core["sync"].is_object() {
         let sync = &core["sync"];
@@ -89,18 +118,36 @@ pub(crate) fn status(args: &StatusArgs) -> Result<(), AttachError> {
             sync["sectors_copied"],
         ));
     }
-    let header = ["NODE", "SITE", "CONNECTED", "HEALTH", "ROUND TRIP", "READ RANK"];
+    let header = [
+        "NODE",
+        "SITE",
+        "CONNECTED",
+        "HEALTH",
+        "ROUND TRIP",
+        "READ RANK",
+    ];
     let mut table = vec![header.map(str::to_owned)];
-    for node in core["nodes"].as_array().map(Vec::as_slice).unwrap_or_default() {
+    for node in core["nodes"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+    {
         let health = node["health"]["state"].as_str().unwrap_or("in-sync");
         let trip = node["round_trip_us"].as_u64();
         table.push([
             plain(&node["name"]),
             plain(&node["site"]),
-            if node["connected"] == true { "yes" } else { "no" }.to_owned(),
+            if node["connected"] == true {
+                "yes"
+            } else {
+                "no"
+            }
+            .to_owned(),
             health.to_owned(),
             trip.map_or_else(|| "-".to_owned(), |us| format!("{us} us")),
-            node["read_rank"].as_u64().map_or_else(|| "-".to_owned(), |rank| rank.to_string()),
+            node["read_rank"]
+                .as_u64()
+                .map_or_else(|| "-".to_owned(), |rank| rank.to_string()),
         ]);
     }
     print_table(&table);
@@ -116,8 +163,11 @@ fn print_table<const N: usize>(rows: &[[String; N]]) {
         }
     }
     for row in rows {
-        let cells: Vec<String> =
-            row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         process::say(cells.join("  ").trim_end());
     }
 }
@@ -125,7 +175,9 @@ fn print_table<const N: usize>(rows: &[[String; N]]) {
 /// Binary units, as few digits as tell the truth.
 fn size(bytes: u64) -> String {
     const UNITS: [(&str, u32); 5] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
-    let unit = UNITS.iter().find(|(_, shift)| bytes >> shift > 0 && bytes.trailing_zeros() >= *shift);
+    let unit = UNITS
+        .iter()
+        .find(|(_, shift)| bytes >> shift > 0 && bytes.trailing_zeros() >= *shift);
     match unit {
         Some((unit, shift)) => format!("{} {unit}", bytes >> shift),
         None => format!("{bytes} B"),

@@ -1,5 +1,7 @@
 //! Attach, detach, and everything that may be wrong with either.
 
+#![allow(clippy::unwrap_used)] // helpers of tests too
+
 mod common;
 
 use common::nbd::NbdClient;
@@ -32,7 +34,10 @@ fn status_stats_and_list_tell_what_is_there() {
     assert_eq!(status["control"]["lanes"], 1);
     assert_eq!(status["host"], "hv1");
     let stats = ask(&cluster, r#"{"cmd":"stats"}"#);
-    assert_eq!((&stats["write"]["count"], &stats["read"]["count"]), (&1.into(), &1.into()));
+    assert_eq!(
+        (&stats["write"]["count"], &stats["read"]["count"]),
+        (&1.into(), &1.into())
+    );
     assert_eq!(stats["write_bytes"], 8192);
     assert_eq!(stats["nodes"].as_array().unwrap().len(), 2);
     client.disconnect();
@@ -41,7 +46,10 @@ fn status_stats_and_list_tell_what_is_there() {
     assert_eq!(ask(&cluster, r#"{"cmd":"explode"}"#)["ok"], false);
     assert_eq!(ask(&cluster, "no json")["ok"], false);
     let shown = text(&cluster.output(&["status", "vol"]));
-    assert!(shown.contains("serving") && shown.contains("n0") && shown.contains("n1"), "{shown}");
+    assert!(
+        shown.contains("serving") && shown.contains("n0") && shown.contains("n1"),
+        "{shown}"
+    );
     let listed = text(&cluster.output(&["list"]));
     assert!(listed.contains("vol") && listed.contains("hv1"), "{listed}");
     let json: Value = serde_json::from_str(&text(&cluster.output(&["list", "--json"]))).unwrap();
@@ -58,12 +66,17 @@ fn detach_is_refused_while_a_client_is_connected_unless_forced() {
     assert_eq!(output.status.code(), Some(5), "{}", text(&output));
     assert!(text(&output).contains("connected"), "{}", text(&output));
     assert_eq!(client.read(0, 4096), pattern(1, 4096));
-    assert!(cluster.output(&["detach", "vol", "--force"]).status.success());
+    assert!(
+        cluster
+            .output(&["detach", "vol", "--force"])
+            .status
+            .success()
+    );
     assert_eq!(front.exit_code(), Some(0));
     let output = cluster.output(&["detach", "vol"]);
     assert_eq!(output.status.code(), Some(4), "{}", text(&output));
     assert_eq!(cluster.output(&["status", "vol"]).status.code(), Some(4));
-    let head = ukai_meta::catalog::load_head(cluster.store(), common::VOLUME).unwrap();
+    let head = ukai_meta::catalog::load_head(cluster.store(), cluster.volume).unwrap();
     assert_eq!(head.attach, None);
 }
 
@@ -75,9 +88,12 @@ fn a_signal_detaches() {
         front.signal(signal);
         assert_eq!(front.exit_code(), Some(0));
     }
-    let head = ukai_meta::catalog::load_head(cluster.store(), common::VOLUME).unwrap();
+    let head = ukai_meta::catalog::load_head(cluster.store(), cluster.volume).unwrap();
     assert_eq!(head.attach, None);
-    assert_eq!(ukai_meta::catalog::front(cluster.store(), common::VOLUME).unwrap(), None);
+    assert_eq!(
+        ukai_meta::catalog::front(cluster.store(), cluster.volume).unwrap(),
+        None
+    );
 }
 
 #[test]
@@ -109,7 +125,7 @@ fn what_a_dead_front_holds_can_be_given_back() {
     front.exit_code();
     let output = cluster.output(&["detach", "vol"]);
     assert!(output.status.success(), "{}", text(&output));
-    let head = ukai_meta::catalog::load_head(cluster.store(), common::VOLUME).unwrap();
+    let head = ukai_meta::catalog::load_head(cluster.store(), cluster.volume).unwrap();
     assert_eq!(head.attach, None);
 }
 
@@ -146,7 +162,11 @@ fn a_daemon_goes_to_the_background_and_failures_are_told() {
     let attach = ["attach", "vol", "--frontend", "nbd", "--daemon"];
     let output = cluster.output(&attach);
     assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("attached vol nbd+unix:///vol?socket="), "{}", text(&output));
+    assert!(
+        text(&output).contains("attached vol nbd+unix:///vol?socket="),
+        "{}",
+        text(&output)
+    );
     let output = cluster.output(&attach);
     assert_eq!(output.status.code(), Some(5), "{}", text(&output));
     assert!(text(&output).contains("already"), "{}", text(&output));
@@ -161,11 +181,27 @@ fn bad_input_is_told_apart_by_exit_codes() {
         (output.status.code(), text(&output))
     };
     let (exit, said) = code(&["attach", "nosuch", "--frontend", "nbd"]);
-    assert!(exit == Some(4) && said.contains("nosuch"), "{exit:?} {said}");
+    assert!(
+        exit == Some(4) && said.contains("nosuch"),
+        "{exit:?} {said}"
+    );
     let (exit, said) = code(&["attach", "vol", "--meta", "nonsense"]);
-    assert!(exit == Some(2) && said.contains("sqlite:"), "{exit:?} {said}");
-    let (exit, said) = code(&["attach", "vol", "--frontend", "nbd", "--nbd-tcp", "0.0.0.0:0"]);
-    assert!(exit == Some(1) && said.contains("--insecure-plaintext"), "{exit:?} {said}");
+    assert!(
+        exit == Some(2) && said.contains("sqlite:"),
+        "{exit:?} {said}"
+    );
+    let (exit, said) = code(&[
+        "attach",
+        "vol",
+        "--frontend",
+        "nbd",
+        "--nbd-tcp",
+        "0.0.0.0:0",
+    ]);
+    assert!(
+        exit == Some(1) && said.contains("--insecure-plaintext"),
+        "{exit:?} {said}"
+    );
     let (exit, said) = code(&["attach", "vol", "--meta", "sqlite:/nonexistent/dir/meta.db"]);
     assert!(exit == Some(3), "{exit:?} {said}");
     let mut command = cluster.command(&["attach", "vol"]);

@@ -17,13 +17,19 @@ fn what_is_written_is_read_on_every_connection_and_from_every_replica() {
         let mut client = NbdClient::connect(&front.socket(), structured).unwrap();
         assert_eq!(client.size_bytes, VOLUME_BYTES);
         let seed = u64::from(structured);
-        for (index, len) in [4096, 8192, 65536, 1 << 20, (1 << 20) + 4096].into_iter().enumerate() {
+        for (index, len) in [4096, 8192, 65536, 1 << 20, (1 << 20) + 4096]
+            .into_iter()
+            .enumerate()
+        {
             let offset = ((index as u64) << 22) + 12288;
             let data = pattern(seed + len as u64, len);
             client.write(offset, &data);
             assert!(client.read(offset, len) == data, "{len} bytes differ");
             let mut other = NbdClient::connect(&front.socket(), !structured).unwrap();
-            assert!(other.read(offset, len) == data, "{len} bytes differ on another connection");
+            assert!(
+                other.read(offset, len) == data,
+                "{len} bytes differ on another connection"
+            );
             other.disconnect();
         }
         client.flush();
@@ -31,7 +37,12 @@ fn what_is_written_is_read_on_every_connection_and_from_every_replica() {
         client.disconnect();
     }
     assert_eq!(cluster.nodes[0].content(), cluster.nodes[1].content());
-    assert!(cluster.nodes.iter().all(|node| node.seen(Opcode::Flush) > 0));
+    assert!(
+        cluster
+            .nodes
+            .iter()
+            .all(|node| node.seen(Opcode::Flush) > 0)
+    );
     let output = cluster.output(&["detach", "vol"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(front.exit_code(), Some(0));
@@ -47,7 +58,10 @@ fn the_largest_requests_are_split_and_put_together_again() {
     // Two at once, not aligned to slots: more than the buffers hold.
     let first = client.send(WRITE, 1, 4096, &data, length);
     let second = client.send(WRITE, 1, (64 << 20) + 4096, &data, length);
-    let mut done: Vec<u64> = (0..2).map(|_| client.receive().unwrap()).map(|(c, _)| c).collect();
+    let mut done: Vec<u64> = (0..2)
+        .map(|_| client.receive().unwrap())
+        .map(|(c, _)| c)
+        .collect();
     done.sort_unstable();
     assert_eq!(done, [first, second]);
     let reads = [4096, (64 << 20) + 4096, 4096].map(|at| client.send(READ, 4, at, &[], length));
@@ -77,14 +91,24 @@ fn trims_and_zeroes_read_as_zeros_and_bad_requests_change_nothing() {
     assert!(got[16384..24576].iter().all(|byte| *byte == 0));
     assert_eq!(got[24576..], data[24576..]);
     // A discard of the whole volume is one request.
-    client.call(TRIM, 0, &[], u32::try_from(VOLUME_BYTES).unwrap()).unwrap();
+    client
+        .call(TRIM, 0, &[], u32::try_from(VOLUME_BYTES).unwrap())
+        .unwrap();
     assert!(client.read(0, 65536).iter().all(|byte| *byte == 0));
     assert_eq!(client.call(READ, VOLUME_BYTES, &[], 4096), Err(22));
-    assert_eq!(client.call(WRITE, VOLUME_BYTES - 4096, &data[..8192], 8192), Err(28));
+    assert_eq!(
+        client.call(WRITE, VOLUME_BYTES - 4096, &data[..8192], 8192),
+        Err(28)
+    );
     assert_eq!(client.call(WRITE, 512, &data[..4096], 4096), Err(22));
     assert_eq!(client.call(FLUSH, 0, &[], 1), Err(22));
     assert_eq!(client.call(77, 0, &[], 4096), Err(95));
-    assert!(client.read(VOLUME_BYTES - 4096, 4096).iter().all(|byte| *byte == 0));
+    assert!(
+        client
+            .read(VOLUME_BYTES - 4096, 4096)
+            .iter()
+            .all(|byte| *byte == 0)
+    );
     client.disconnect();
 }
 
@@ -151,7 +175,7 @@ fn a_lost_node_is_recorded_stale_and_io_goes_on() {
     client.write(65536, &data);
     assert!(client.read(0, 65536) == data);
     assert!(client.read(65536, 65536) == data);
-    let head = ukai_meta::catalog::load_head(cluster.store(), common::VOLUME).unwrap();
+    let head = ukai_meta::catalog::load_head(cluster.store(), cluster.volume).unwrap();
     assert_eq!(head.health.len(), 1);
     assert_eq!(head.health[0].0, cluster.nodes[0].id());
     client.disconnect();

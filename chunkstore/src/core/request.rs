@@ -2,12 +2,12 @@
 
 use super::event::{OutData, ShardAction};
 use super::gate::Rule;
-use super::session::check_shape;
+use super::session::{SLOT, check_shape};
 use super::shard::{List, ListOwner, Op, Request, ShardCore};
 use super::storage::Storage;
 use crate::disk::api::{OpId, SectorRange, StoreRequest};
 use ukai_proto::crc::sector_crcs;
-use ukai_proto::limits::{CHUNK_LIST_MAX, SEQ_MAX, SLOT_SECTORS};
+use ukai_proto::limits::{CHUNK_LIST_MAX, SEQ_MAX};
 use ukai_proto::message::{
     INVENTORY_MAX, Pull, SectorState, inventory, read_chunk_ranges, read_crc_table,
 };
@@ -238,7 +238,6 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
 
 /// The parts of a sector range, slot by slot.
 fn slots_of(first: u16, count: u16) -> impl Iterator<Item = (u16, u16)> {
-    const SLOT: u16 = SLOT_SECTORS as u16;
     let end = first + count;
     let mut at = first;
     std::iter::from_fn(move || {

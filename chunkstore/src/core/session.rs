@@ -3,8 +3,7 @@
 use super::event::{ConnId, ShardIdentity};
 use std::collections::BTreeMap;
 use ukai_proto::limits::{
-    CHUNK_BYTES_MAX, CONN_BYTES_MAX, CONN_REQUESTS_MAX, FRAME_SECTORS_MAX, SECTOR_BYTES,
-    SLOT_SECTORS,
+    CHUNK_BYTES_MAX, CONN_BYTES_MAX, CONN_REQUESTS_MAX, SECTOR_BYTES, SLOT_SECTORS,
 };
 use ukai_proto::message::{Hello, Role};
 use ukai_proto::route::shard_of;
@@ -21,6 +20,10 @@ pub(super) const LIST_SECTORS_MAX: u16 = 2048;
 /// Sectors of the largest chunk.
 #[allow(clippy::cast_possible_truncation)] // 64 MiB / 4 KiB = 16384, asserted by the limits
 pub(super) const CHUNK_SECTORS_MAX: u16 = (CHUNK_BYTES_MAX / SECTOR_BYTES as u64) as u16;
+
+/// Sectors of a slot, and of a data frame.
+#[allow(clippy::cast_possible_truncation)] // 256, asserted by the limits
+pub(super) const SLOT: u16 = SLOT_SECTORS as u16;
 
 #[derive(Debug, Default)]
 struct Session {
@@ -167,10 +170,7 @@ pub(super) fn check_shape(identity: &ShardIdentity, header: &Header) -> Result<(
             && count <= limit
             && u32::from(first) + u32::from(count) <= CHUNK_SECTORS_MAX.into()
     };
-    let in_slot = || {
-        fits(FRAME_SECTORS_MAX as u16)
-            && usize::from(first) % SLOT_SECTORS + usize::from(count) <= SLOT_SECTORS
-    };
+    let in_slot = || fits(SLOT) && first % SLOT + count <= SLOT;
     let writes = header.token >= Token(1);
     let (sane, routed) = match header.opcode {
         Opcode::Hello => (false, false),

@@ -53,7 +53,13 @@ pub(super) struct Cache {
 
 impl Cache {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { capacity, places: Vec::new(), index: BTreeMap::new(), hand: 0, pinned: 0 }
+        Self {
+            capacity,
+            places: Vec::new(),
+            index: BTreeMap::new(),
+            hand: 0,
+            pinned: 0,
+        }
     }
 
     /// Pages that must be kept: dirty, or being written.
@@ -70,7 +76,9 @@ impl Cache {
 
     /// Is the page of an allocated slot here?
     pub(super) fn contains_page(&self, slot: SlotIndex) -> bool {
-        self.index.get(&slot).is_some_and(|place| self.places[*place].page.is_some())
+        self.index
+            .get(&slot)
+            .is_some_and(|place| self.places[*place].page.is_some())
     }
 
     /// The page of an allocated slot, if it is here.
@@ -123,7 +131,10 @@ impl Cache {
             }
             return self.hand;
         }
-        panic!("{} of {} cached pages are pinned", self.pinned, self.capacity);
+        panic!(
+            "{} of {} cached pages are pinned",
+            self.pinned, self.capacity
+        );
     }
 
     /// The slot has no owner any more, and what its page says does not matter: a tombstone overrules it.

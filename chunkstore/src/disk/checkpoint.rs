@@ -78,14 +78,18 @@ impl<B: Buffer> Store<B> {
             self.geometry.log_blocks
         );
         let log = std::mem::replace(&mut self.log, LogBuffer::new(next));
-        let (mut bytes, last) = log.seal(&self.place, self.epoch, self.commit.flushed_block);
+        let (mut bytes, last) = log.seal(&self.place, self.epoch, self.commit.marks());
         self.stats.log_bytes += bytes.len() as u64;
         let mut number = last + 1 - (bytes.len() / BLOCK_BYTES) as u64;
         let mut pieces = Vec::with_capacity(1);
         while !bytes.is_empty() {
             let to_wrap = (self.geometry.log_blocks - number % self.geometry.log_blocks) * BLOCK;
             let piece = WRITE_BYTES_MAX.min(usize::try_from(to_wrap).unwrap_or(WRITE_BYTES_MAX));
-            let rest = if bytes.len() > piece { bytes.split_off(piece) } else { Vec::new() };
+            let rest = if bytes.len() > piece {
+                bytes.split_off(piece)
+            } else {
+                Vec::new()
+            };
             let blocks = (bytes.len() / BLOCK_BYTES) as u64;
             pieces.push((self.geometry.log_position(number), bytes));
             number += blocks;
@@ -96,7 +100,12 @@ impl<B: Buffer> Store<B> {
         for (position, bytes) in pieces {
             let io = self.io(Io::Log { group });
             let data = WriteData::Owned(bytes);
-            out.push(StoreAction::Disk(DiskOp::Write { io, position, data, dsync }));
+            out.push(StoreAction::Disk(DiskOp::Write {
+                io,
+                position,
+                data,
+                dsync,
+            }));
         }
     }
 
@@ -120,7 +129,10 @@ impl<B: Buffer> Store<B> {
         } else if !self.checkpoint_due() {
             return;
         }
-        assert!(self.log.is_empty(), "images contain exactly the records of sealed blocks");
+        assert!(
+            self.log.is_empty(),
+            "images contain exactly the records of sealed blocks"
+        );
         self.checkpoint.last = last;
         self.checkpoint.start = self.log.next();
         if last {
@@ -154,13 +166,30 @@ impl<B: Buffer> Store<B> {
         for (id, volume) in &self.directory.volumes {
             if let Some(fence) = volume.fence {
                 let super::api::Fence { token, generation } = fence;
-                self.log.append(&Record::Fence { volume: *id, token, generation });
+                self.log.append(&Record::Fence {
+                    volume: *id,
+                    token,
+                    generation,
+                });
             }
         }
         for tombstone in &self.space.tombstones {
-            let super::space::Tombstone { volume, range, generation, origin } = *tombstone;
-            let range = ChunkRange { start: range.start, count: range.count };
-            self.log.append(&Record::Tombstone { volume, range, generation, origin });
+            let super::space::Tombstone {
+                volume,
+                range,
+                generation,
+                origin,
+            } = *tombstone;
+            let range = ChunkRange {
+                start: range.start,
+                count: range.count,
+            };
+            self.log.append(&Record::Tombstone {
+                volume,
+                range,
+                generation,
+                origin,
+            });
         }
         let open: Vec<_> = self
             .intents
@@ -169,7 +198,12 @@ impl<B: Buffer> Store<B> {
             .collect();
         for (volume, chunk, token) in open {
             let suspect = self.chunk_suspect(volume, chunk);
-            self.log.append(&Record::Open { volume, chunk, token, suspect });
+            self.log.append(&Record::Open {
+                volume,
+                chunk,
+                token,
+                suspect,
+            });
         }
         // Something, so that the checkpoint has a block even on an empty shard.
         self.log.touch();
@@ -225,13 +259,20 @@ impl<B: Buffer> Store<B> {
     /// was made, or will be by the next checkpoint.
     fn pop_stale_slot(&mut self) -> Option<SlotIndex> {
         let slot = self.space.stale_slots.pop_first()?;
-        assert!(!self.cache.contains_page(slot), "{slot:?} has an owner and a stale page");
+        assert!(
+            !self.cache.contains_page(slot),
+            "{slot:?} has an owner and a stale page"
+        );
         Some(slot)
     }
 
     /// The checkpoint's blocks are flushed.
     pub(super) fn checkpoint_logged(&mut self, out: &mut Vec<StoreAction<B>>) {
-        assert_eq!(self.checkpoint.phase, Phase::Logging, "one checkpoint at a time");
+        assert_eq!(
+            self.checkpoint.phase,
+            Phase::Logging,
+            "one checkpoint at a time"
+        );
         self.checkpoint.phase = Phase::InPlace;
         self.write_pages(out);
     }
@@ -253,7 +294,12 @@ impl<B: Buffer> Store<B> {
             let io = self.io(Io::InPlace);
             let position = self.geometry.page_position(first);
             let data = WriteData::Owned(bytes);
-            out.push(StoreAction::Disk(DiskOp::Write { io, position, data, dsync: false }));
+            out.push(StoreAction::Disk(DiskOp::Write {
+                io,
+                position,
+                data,
+                dsync: false,
+            }));
         }
         if self.checkpoint.ios == 0 {
             self.checkpoint.phase = Phase::Syncing(self.commit.request_next());
@@ -284,12 +330,18 @@ impl<B: Buffer> Store<B> {
             epoch: self.epoch,
             epoch_used: self.epoch,
             flushed: self.commit.flushed_block,
+            boot: self.boot,
             clean: self.checkpoint.last,
         };
         let io = self.io(Io::Superblock);
         let position = superblock.position(&self.place);
         let data = WriteData::Owned(superblock.encode(&self.place));
-        out.push(StoreAction::Disk(DiskOp::Write { io, position, data, dsync: true }));
+        out.push(StoreAction::Disk(DiskOp::Write {
+            io,
+            position,
+            data,
+            dsync: true,
+        }));
     }
 
     pub(super) fn superblock_written(&mut self, _out: &mut Vec<StoreAction<B>>) {
@@ -304,7 +356,10 @@ impl<B: Buffer> Store<B> {
         self.stats.checkpoints += 1;
         self.ready.extend(self.stalled.drain(..));
         if done.last {
-            assert!(self.commit.idle() && self.log.is_empty(), "a clean stop leaves nothing behind");
+            assert!(
+                self.commit.idle() && self.log.is_empty(),
+                "a clean stop leaves nothing behind"
+            );
             self.closed = true;
         }
     }

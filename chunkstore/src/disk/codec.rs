@@ -59,14 +59,21 @@ impl<'a> Reader<'a> {
         let token = Token(self.u32()?);
         let mut seq = [0u8; 8];
         seq[..6].copy_from_slice(&self.array::<6>()?);
-        Some(Version { token, seq: Seq(u64::from_le_bytes(seq)) })
+        Some(Version {
+            token,
+            seq: Seq(u64::from_le_bytes(seq)),
+        })
     }
 
     pub(super) fn state(&mut self) -> Option<SectorState> {
         let version = self.version()?;
         let crc = self.u32()?;
         let flags = u16::from(self.u8()?) & FLAGS_KEPT;
-        Some(SectorState { version, crc, flags })
+        Some(SectorState {
+            version,
+            crc,
+            flags,
+        })
     }
 }
 
@@ -91,7 +98,11 @@ pub(super) trait Put {
     }
 
     fn put_version(&mut self, version: Version) {
-        assert!(version.seq.0 <= SEQ_MAX, "sequence {} above 48 bits", version.seq);
+        assert!(
+            version.seq.0 <= SEQ_MAX,
+            "sequence {} above 48 bits",
+            version.seq
+        );
         self.put_u32(version.token.0);
         self.put(&version.seq.0.to_le_bytes()[..6]);
     }
@@ -109,7 +120,11 @@ impl Put for Vec<u8> {
 
 /// One sector state as kept on disk.
 pub(super) fn state_bytes(state: &SectorState) -> [u8; STATE_BYTES] {
-    assert!(state.version.seq.0 <= SEQ_MAX, "sequence {} above 48 bits", state.version.seq);
+    assert!(
+        state.version.seq.0 <= SEQ_MAX,
+        "sequence {} above 48 bits",
+        state.version.seq
+    );
     let mut out = [0u8; STATE_BYTES];
     out[..4].copy_from_slice(&state.version.token.0.to_le_bytes());
     out[4..10].copy_from_slice(&state.version.seq.0.to_le_bytes()[..6]);

@@ -12,6 +12,7 @@
 //! Groups written with dsync can only follow durable ones; once a group went out without, later ones do
 //! too until a sync has caught up. So the log is always: flushed, then dsync, then plain.
 
+use super::log::Marks;
 use std::collections::VecDeque;
 
 /// Number of a group.
@@ -72,6 +73,11 @@ pub(super) struct Commit {
     markers: VecDeque<(GroupId, GroupId)>,
     /// A recovery is sure to learn that everything up to this group was flushed.
     pub(super) marker: GroupId,
+    /// (group, complete group that its blocks tell) not yet written.
+    written_markers: VecDeque<(GroupId, GroupId)>,
+    /// A recovery after the death of the process is sure to learn that everything up to this group was
+    /// written.
+    pub(super) written_marker: GroupId,
 }
 
 impl Commit {
@@ -94,7 +100,29 @@ impl Commit {
             sync_wanted: 0,
             markers: VecDeque::new(),
             marker: 0,
+            written_markers: VecDeque::new(),
+            written_marker: 0,
         }
+    }
+
+    /// What the next blocks can tell.
+    pub(super) fn marks(&self) -> Marks {
+        Marks {
+            flushed: self.flushed_block,
+            written: self.complete_block,
+        }
+    }
+
+    /// Groups whose records and data are written.
+    pub(super) fn complete(&self) -> GroupId {
+        self.base - 1
+    }
+
+    /// Blocks under way, or written, tell that everything up to this group was written.
+    pub(super) fn written_marker_coming(&self) -> GroupId {
+        self.written_markers
+            .back()
+            .map_or(self.written_marker, |(_, told)| *told)
     }
 
     /// The group that records join now.
@@ -104,7 +132,9 @@ impl Commit {
 
     fn group(&mut self, group: GroupId) -> &mut Group {
         let index = group.checked_sub(self.base).expect("an unfinished group");
-        self.groups.get_mut(usize::try_from(index).expect("few groups")).expect("a known group")
+        self.groups
+            .get_mut(usize::try_from(index).expect("few groups"))
+            .expect("a known group")
     }
 
     /// Everything before the pending group is durable or on its way with dsync.
@@ -144,6 +174,7 @@ impl Commit {
         }
         self.durable_wanted = false;
         self.markers.push_back((group, self.flushed));
+        self.written_markers.push_back((group, self.complete()));
         let pending = self.group(group);
         pending.sealed = true;
         pending.dsync = dsync;
@@ -185,12 +216,24 @@ impl Commit {
             self.groups.pop_front();
             self.base += 1;
         }
+        while self
+            .written_markers
+            .front()
+            .is_some_and(|(group, _)| *group <= self.log_done)
+        {
+            let (_, told) = self.written_markers.pop_front().expect("looked at");
+            self.written_marker = told;
+        }
         self.move_marker();
     }
 
     fn move_marker(&mut self) {
         let durable = self.log_durable();
-        while self.markers.front().is_some_and(|(group, _)| *group <= durable) {
+        while self
+            .markers
+            .front()
+            .is_some_and(|(group, _)| *group <= durable)
+        {
             let (_, flushed) = self.markers.pop_front().expect("looked at");
             self.marker = self.marker.max(flushed);
         }
@@ -198,7 +241,9 @@ impl Commit {
 
     /// Records up to this group are durable.
     pub(super) fn log_durable(&self) -> GroupId {
-        let written = self.plain.map_or(self.log_done, |(first, _)| self.log_done.min(first - 1));
+        let written = self
+            .plain
+            .map_or(self.log_done, |(first, _)| self.log_done.min(first - 1));
         self.flushed.max(written)
     }
 
@@ -222,16 +267,26 @@ impl Commit {
 
     /// Should a sync begin? If so it has begun.
     pub(super) fn begin_sync(&mut self) -> bool {
-        while self.requests.front().is_some_and(|group| *group <= self.flushed) {
+        while self
+            .requests
+            .front()
+            .is_some_and(|group| *group <= self.flushed)
+        {
             self.requests.pop_front();
         }
-        let complete = self.base - 1;
-        let asked = self.requests.front().is_some_and(|group| *group <= complete);
+        let complete = self.complete();
+        let asked = self
+            .requests
+            .front()
+            .is_some_and(|group| *group <= complete);
         if self.sync.is_some() || !(asked || self.sync_wanted > self.syncs_begun) {
             return false;
         }
         self.syncs_begun += 1;
-        self.sync = Some(Sync { covers: complete, covers_block: self.complete_block });
+        self.sync = Some(Sync {
+            covers: complete,
+            covers_block: self.complete_block,
+        });
         true
     }
 
@@ -275,11 +330,14 @@ mod tests {
         commit.wait_log(22);
         let (second, _) = commit.seal(7, 1);
         commit.log_ends(second);
-        assert_eq!(advance(&mut commit), []);
+        assert_eq!(advance(&mut commit), Vec::<u64>::new());
         commit.log_ends(first);
         assert_eq!(advance(&mut commit), [11, 22]);
         commit.request(second);
-        assert!(!commit.begin_sync(), "the first group's data is still under way");
+        assert!(
+            !commit.begin_sync(),
+            "the first group's data is still under way"
+        );
         commit.data_ends(first);
         advance(&mut commit);
         assert!(commit.begin_sync());

@@ -22,7 +22,8 @@ impl<B: Buffer> Store<B> {
     fn wait_durable(&mut self, key: u64, op: &mut Op<B>) -> Step<B> {
         op.executed = true;
         self.commit.durable_wanted = true;
-        self.on_log_durable.push_back((self.commit.pending(), Waiter::Op(key)));
+        self.on_log_durable
+            .push_back((self.commit.pending(), Waiter::Op(key)));
         Step::Wait
     }
 
@@ -34,21 +35,37 @@ impl<B: Buffer> Store<B> {
         if new && self.directory.fences() >= self.bounds.fences {
             return Step::fail(Status::NoSpace, SectorInChunk(0));
         }
-        let mut need = Need { relogged: usize::from(new), ..Need::default() };
+        let mut need = Need {
+            relogged: usize::from(new),
+            ..Need::default()
+        };
         let super::api::Fence { token, generation } = fence;
-        need.record(&Record::Fence { volume, token, generation });
+        need.record(&Record::Fence {
+            volume,
+            token,
+            generation,
+        });
         if !self.room(&need, key) {
             return Step::Wait;
         }
         let super::api::Fence { token, generation } = self.directory.raise(volume, fence);
-        self.log.append(&Record::Fence { volume, token, generation });
+        self.log.append(&Record::Fence {
+            volume,
+            token,
+            generation,
+        });
         self.wait_durable(key, op)
     }
 
     /// The generation and the tombstones become durable before the reply; the slots are reused only
     /// after that. A recovery that finds the tombstones deletes once more.
     pub(super) fn advance_release(&mut self, key: u64, op: &mut Op<B>) -> Step<B> {
-        let Kind::Release { volume, fence, ranges } = &op.kind else {
+        let Kind::Release {
+            volume,
+            fence,
+            ranges,
+        } = &op.kind
+        else {
             panic!("called for releases");
         };
         let (volume, fence) = (*volume, *fence);
@@ -68,26 +85,48 @@ impl<B: Buffer> Store<B> {
             return Step::fail(Status::Busy, SectorInChunk(0));
         }
         let new = fence.is_some() && self.directory.fence(volume).is_none();
-        let mut need = Need { relogged: ranges.len() + usize::from(new), ..Need::default() };
-        let tombstone =
-            |range| Record::Tombstone { volume, range, generation, origin: 0 };
-        ranges.iter().for_each(|range| need.record(&tombstone(*range)));
+        let mut need = Need {
+            relogged: ranges.len() + usize::from(new),
+            ..Need::default()
+        };
+        let tombstone = |range| Record::Tombstone {
+            volume,
+            range,
+            generation,
+            origin: 0,
+        };
+        ranges
+            .iter()
+            .for_each(|range| need.record(&tombstone(*range)));
         if fence.is_some() {
-            need.record(&Record::Fence { volume, token: Token(0), generation });
+            need.record(&Record::Fence {
+                volume,
+                token: Token(0),
+                generation,
+            });
         }
         if !self.room(&need, key) {
             return Step::Wait;
         }
         if let Some(fence) = fence {
             let super::api::Fence { token, generation } = self.directory.raise(volume, fence);
-            self.log.append(&Record::Fence { volume, token, generation });
+            self.log.append(&Record::Fence {
+                volume,
+                token,
+                generation,
+            });
         }
         if ranges.is_empty() && fence.is_none() {
             return Step::Reply(super::api::StoreReply::Done { applied: 0 });
         }
         for range in ranges {
             let origin = self.log.append(&tombstone(range));
-            self.space.tombstones.push(Tombstone { volume, range, generation, origin });
+            self.space.tombstones.push(Tombstone {
+                volume,
+                range,
+                generation,
+                origin,
+            });
             for (piece, entry) in self.directory.take_range(volume, range) {
                 self.sweep.suspects.remove(&piece);
                 match entry {
@@ -99,7 +138,9 @@ impl<B: Buffer> Store<B> {
                     }
                     Entry::Hole(index) => {
                         self.directory.drop_hole(index);
-                        self.space.stale_hole_pages.insert(index.page(self.geometry.slots));
+                        self.space
+                            .stale_hole_pages
+                            .insert(index.page(self.geometry.slots));
                     }
                 }
             }
@@ -112,7 +153,11 @@ impl<B: Buffer> Store<B> {
         let Some(intent) = self.intents.get(volume, chunk) else {
             return false;
         };
-        let settled = self.directory.volumes.get(&volume).map_or(Version::ZERO, |v| v.settled);
+        let settled = self
+            .directory
+            .volumes
+            .get(&volume)
+            .map_or(Version::ZERO, |v| v.settled);
         intent.opening.is_none()
             && intent.last_group <= self.commit.flushed
             && intent.last_version <= settled
@@ -121,8 +166,16 @@ impl<B: Buffer> Store<B> {
 
     /// Parts of the chunk are still to be settled.
     pub(super) fn chunk_suspect(&self, volume: VolumeId, chunk: ChunkIndex) -> bool {
-        let piece = |index| SlotKey { volume, chunk, index };
-        self.sweep.suspects.range(piece(0)..=piece(u8::MAX)).next().is_some()
+        let piece = |index| SlotKey {
+            volume,
+            chunk,
+            index,
+        };
+        self.sweep
+            .suspects
+            .range(piece(0)..=piece(u8::MAX))
+            .next()
+            .is_some()
     }
 
     /// Closes chunks whose writes are flushed here and known everywhere. How many.
@@ -181,7 +234,10 @@ impl<B: Buffer> Store<B> {
         if self.wait_intent_room.is_empty() {
             return;
         }
-        let possible = self.intents.iter().any(|(volume, chunk, _)| self.closable(volume, chunk));
+        let possible = self
+            .intents
+            .iter()
+            .any(|(volume, chunk, _)| self.closable(volume, chunk));
         if possible || self.intents.len() < self.bounds.intents {
             self.ready.extend(self.wait_intent_room.drain(..));
         }

@@ -40,11 +40,18 @@ pub(super) struct Directory {
 impl Directory {
     /// An empty directory with room for `holes` holes.
     pub(super) fn new(holes: u32) -> Self {
-        Self { free_holes: (0..holes).rev().collect(), ..Self::default() }
+        Self {
+            free_holes: (0..holes).rev().collect(),
+            ..Self::default()
+        }
     }
 
     pub(super) fn entry(&self, key: &SlotKey) -> Option<Entry> {
-        self.volumes.get(&key.volume)?.entries.get(&(key.chunk, key.index)).copied()
+        self.volumes
+            .get(&key.volume)?
+            .entries
+            .get(&(key.chunk, key.index))
+            .copied()
     }
 
     /// Sets what a piece is; the former slot's or hole's number is the caller's to give back.
@@ -56,7 +63,11 @@ impl Directory {
     }
 
     /// Removes and returns what the volume has in a range of chunks.
-    pub(super) fn take_range(&mut self, volume: VolumeId, range: ChunkRange) -> Vec<(SlotKey, Entry)> {
+    pub(super) fn take_range(
+        &mut self,
+        volume: VolumeId,
+        range: ChunkRange,
+    ) -> Vec<(SlotKey, Entry)> {
         let Some(held) = self.volumes.get_mut(&volume) else {
             return Vec::new();
         };
@@ -65,11 +76,19 @@ impl Directory {
         let mut taken = Vec::new();
         let mut rest = held.entries.split_off(&(range.start, 0));
         if let Ok(end) = u32::try_from(end) {
-            held.entries.append(&mut rest.split_off(&(ChunkIndex(end), 0)));
+            held.entries
+                .append(&mut rest.split_off(&(ChunkIndex(end), 0)));
         }
         for ((chunk, index), entry) in rest {
             held.slots -= u64::from(matches!(entry, Entry::Slot(..)));
-            taken.push((SlotKey { volume, chunk, index }, entry));
+            taken.push((
+                SlotKey {
+                    volume,
+                    chunk,
+                    index,
+                },
+                entry,
+            ));
         }
         taken
     }
@@ -88,9 +107,10 @@ impl Directory {
     pub(super) fn generation(&self, entry: Entry) -> Generation {
         match entry {
             Entry::Slot(_, generation) => generation,
-            Entry::Hole(index) => {
-                self.holes.get(&index).map_or(Generation(0), |held| held.hole.generation)
-            }
+            Entry::Hole(index) => self
+                .holes
+                .get(&index)
+                .map_or(Generation(0), |held| held.hole.generation),
         }
     }
 
@@ -137,8 +157,10 @@ impl Directory {
 
     /// After recovery: `holes` are in use, of `count` that can be.
     pub(super) fn load_holes(&mut self, holes: BTreeMap<HoleIndex, HoleEntry>, count: u32) {
-        self.free_holes =
-            (0..count).rev().filter(|index| !holes.contains_key(&HoleIndex(*index))).collect();
+        self.free_holes = (0..count)
+            .rev()
+            .filter(|index| !holes.contains_key(&HoleIndex(*index)))
+            .collect();
         self.holes = holes;
     }
 

@@ -12,7 +12,7 @@ use super::layout::{
 use super::superblock::{FORMAT_VERSION, ShardSuperblock};
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::{SHARDS_MAX, SLOT_BYTES};
-use ukai_proto::{ClusterId, NodeId, ShardIndex};
+use ukai_proto::{BootId, ClusterId, NodeId, ShardIndex};
 
 const MAGIC: [u8; 8] = *b"UKAInode";
 const CRC_AT: usize = 12;
@@ -73,7 +73,9 @@ pub enum FormatError {
     #[error("write the format: {0}")]
     Device(#[from] DiskError),
     /// There is a node already.
-    #[error("already formatted as node {name} ({node}) of site {site}: say --force to destroy its data")]
+    #[error(
+        "already formatted as node {name} ({node}) of site {site}: say --force to destroy its data"
+    )]
     Formatted {
         /// Its identity.
         node: NodeId,
@@ -147,7 +149,9 @@ pub fn format(
             Err(NodeError::NotFormatted) => {}
             Err(NodeError::Device(error)) => return Err(error.into()),
             Ok(old) => {
-                let NodeSuperblock { node, name, site, .. } = old;
+                let NodeSuperblock {
+                    node, name, site, ..
+                } = old;
                 return Err(FormatError::Formatted { node, name, site });
             }
             Err(error) => return Err(FormatError::Unreadable(error)),
@@ -161,7 +165,11 @@ pub fn format(
         None => Geometry::default_log_blocks(region_bytes),
     };
     let fit = |shard: u64| {
-        Geometry::fit(NODE_HEAD_BYTES + shard * region_bytes, region_bytes, log_blocks)
+        Geometry::fit(
+            NODE_HEAD_BYTES + shard * region_bytes,
+            region_bytes,
+            log_blocks,
+        )
     };
     if fit(0).is_none() {
         return Err(FormatError::TooSmall {
@@ -197,6 +205,7 @@ pub fn format(
             epoch: 1,
             epoch_used: 1,
             flushed: 0,
+            boot: BootId::NIL,
             clean: true,
         }
         .write(disk, &place)?;
@@ -229,11 +238,20 @@ fn check(format: &NodeFormat) -> Result<(), FormatError> {
     if format.site.is_empty() || format.site.len() > NAME_BYTES_MAX {
         return invalid("site", "1 to 64 bytes long");
     }
-    if format.labels.iter().map(|label| label.len() + 2).sum::<usize>() > LABELS_BYTES_MAX {
+    if format
+        .labels
+        .iter()
+        .map(|label| label.len() + 2)
+        .sum::<usize>()
+        > LABELS_BYTES_MAX
+    {
         return invalid("labels", "at most 2 KiB together");
     }
     let log_range = LOG_BLOCKS_MIN * BLOCK..=LOG_BLOCKS_MAX * BLOCK;
-    if format.log_bytes.is_some_and(|bytes| !log_range.contains(&bytes)) {
+    if format
+        .log_bytes
+        .is_some_and(|bytes| !log_range.contains(&bytes))
+    {
         return invalid("log size", "256 KiB to 64 MiB");
     }
     Ok(())
@@ -243,7 +261,9 @@ fn wipe(disk: &mut dyn Disk, start: u64, bytes: u64) -> Result<(), DiskError> {
     let zeros = vec![0u8; WIPE_BYTES];
     let mut done = 0;
     while done < bytes {
-        let piece = usize::try_from(bytes - done).unwrap_or(WIPE_BYTES).min(WIPE_BYTES);
+        let piece = usize::try_from(bytes - done)
+            .unwrap_or(WIPE_BYTES)
+            .min(WIPE_BYTES);
         disk.write(start + done, &zeros[..piece])?;
         done += piece as u64;
     }
@@ -257,7 +277,11 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 
 fn text(reader: &mut Reader<'_>) -> Option<String> {
     let length = reader.u16()?;
-    Some(std::str::from_utf8(reader.bytes(length.into())?).ok()?.to_owned())
+    Some(
+        std::str::from_utf8(reader.bytes(length.into())?)
+            .ok()?
+            .to_owned(),
+    )
 }
 
 impl NodeSuperblock {
@@ -275,7 +299,10 @@ impl NodeSuperblock {
                 Err(error) => problem = error.into(),
                 Ok(()) => match Self::decode(&bytes) {
                     Ok(block) => {
-                        if newest.as_ref().is_none_or(|old| old.sequence < block.sequence) {
+                        if newest
+                            .as_ref()
+                            .is_none_or(|old| old.sequence < block.sequence)
+                        {
                             newest = Some(block);
                         }
                     }
@@ -287,7 +314,10 @@ impl NodeSuperblock {
         let block = newest.ok_or(problem)?;
         let needed = NODE_HEAD_BYTES + u64::from(block.shard_count) * block.region_bytes;
         if size < needed {
-            return Err(NodeError::OtherSize { needed, actual: size });
+            return Err(NodeError::OtherSize {
+                needed,
+                actual: size,
+            });
         }
         Ok(block)
     }
@@ -301,7 +331,11 @@ impl NodeSuperblock {
     /// Where a shard lies.
     #[must_use]
     pub fn shard_place(&self, shard: ShardIndex) -> ShardPlace {
-        assert!(shard.0 < self.shard_count, "shard {shard} of {}", self.shard_count);
+        assert!(
+            shard.0 < self.shard_count,
+            "shard {shard} of {}",
+            self.shard_count
+        );
         ShardPlace {
             node: self.node,
             shard,
@@ -336,8 +370,14 @@ impl NodeSuperblock {
         put_text(&mut out, &self.name);
         put_text(&mut out, &self.site);
         out.put_u16(u16::try_from(self.labels.len()).expect("checked before"));
-        self.labels.iter().for_each(|label| put_text(&mut out, label));
-        assert!(out.len() <= BLOCK_BYTES, "node superblock of {} bytes", out.len());
+        self.labels
+            .iter()
+            .for_each(|label| put_text(&mut out, label));
+        assert!(
+            out.len() <= BLOCK_BYTES,
+            "node superblock of {} bytes",
+            out.len()
+        );
         out.resize(BLOCK_BYTES, 0);
         let crc = crc32c(&out);
         out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
@@ -357,7 +397,10 @@ impl NodeSuperblock {
             return Err(NodeError::Damaged);
         }
         if version != FORMAT_VERSION {
-            return Err(NodeError::WrongVersion { found: version, expected: FORMAT_VERSION });
+            return Err(NodeError::WrongVersion {
+                found: version,
+                expected: FORMAT_VERSION,
+            });
         }
         (|| {
             let cluster = ClusterId(reader.array()?);
@@ -370,7 +413,9 @@ impl NodeSuperblock {
             let name = text(&mut reader)?;
             let site = text(&mut reader)?;
             let count = reader.u16()?;
-            let labels = (0..count).map(|_| text(&mut reader)).collect::<Option<Vec<_>>>()?;
+            let labels = (0..count)
+                .map(|_| text(&mut reader))
+                .collect::<Option<Vec<_>>>()?;
             let block = Self {
                 cluster,
                 node,

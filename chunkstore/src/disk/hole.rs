@@ -55,7 +55,11 @@ impl Hole {
         states: impl Iterator<Item = SectorState>,
         generation: Generation,
     ) -> Option<Self> {
-        let mut hole = Self { generation, runs: [(0, Version::ZERO); RUNS_MAX], run_count: 0 };
+        let mut hole = Self {
+            generation,
+            runs: [(0, Version::ZERO); RUNS_MAX],
+            run_count: 0,
+        };
         let mut last = None;
         for (sector, state) in (0u16..).zip(states) {
             if state.flags & SectorState::ZERO == 0 {
@@ -78,7 +82,11 @@ impl Hole {
             .take_while(|(first, _)| *first <= sector)
             .last()
             .map_or(Version::ZERO, |(_, version)| *version);
-        SectorState { version, crc: ZERO_SECTOR_CRC, flags: SectorState::ZERO }
+        SectorState {
+            version,
+            crc: ZERO_SECTOR_CRC,
+            flags: SectorState::ZERO,
+        }
     }
 
     /// All states.
@@ -115,7 +123,11 @@ impl Hole {
             }
             *runs.get_mut(index)? = (first, version);
         }
-        (run_count > 0).then_some(Self { generation, runs, run_count })
+        (run_count > 0).then_some(Self {
+            generation,
+            runs,
+            run_count,
+        })
     }
 }
 
@@ -128,7 +140,10 @@ pub(super) struct HoleEntry {
     pub(super) block: u64,
 }
 
-const _: () = assert!(SLOT_SECTORS == 256, "hole runs and sector numbers inside a slot are u8");
+const _: () = assert!(
+    SLOT_SECTORS == 256,
+    "hole runs and sector numbers inside a slot are u8"
+);
 
 /// One page's image.
 pub(super) fn encode_page<'a>(
@@ -157,7 +172,12 @@ pub(super) fn encode_page<'a>(
 
 /// The holes of a page whose head and checksum were found right. `None`: nonsense inside.
 pub(super) fn decode_page(bytes: &[u8], head: &PageHead) -> Option<Vec<Option<HoleEntry>>> {
-    assert_eq!(head.kind, page::KIND_HOLES, "page {:?} describes no holes", head.page);
+    assert_eq!(
+        head.kind,
+        page::KIND_HOLES,
+        "page {:?} describes no holes",
+        head.page
+    );
     bytes
         .get(HEAD_BYTES..)?
         .chunks_exact(HOLE_BYTES)
@@ -172,7 +192,15 @@ pub(super) fn decode_page(bytes: &[u8], head: &PageHead) -> Option<Vec<Option<Ho
             let chunk = reader.chunk()?;
             let index = reader.u8()?;
             let hole = Hole::decode(&mut reader)?;
-            Some(Some(HoleEntry { key: SlotKey { volume, chunk, index }, hole, block }))
+            Some(Some(HoleEntry {
+                key: SlotKey {
+                    volume,
+                    chunk,
+                    index,
+                },
+                hole,
+                block,
+            }))
         })
         .collect()
 }
@@ -183,7 +211,10 @@ mod tests {
     use ukai_proto::{Seq, Token};
 
     fn zero(seq: u64) -> SectorState {
-        SectorState { version: Version::new(Token(1), Seq(seq)), ..SectorState::UNWRITTEN }
+        SectorState {
+            version: Version::new(Token(1), Seq(seq)),
+            ..SectorState::UNWRITTEN
+        }
     }
 
     #[test]
@@ -197,8 +228,17 @@ mod tests {
         assert_eq!(bytes.len(), hole.encoded_len());
         assert_eq!(Hole::decode(&mut Reader(&bytes)), Some(hole));
         states[30] = zero(8);
-        assert_eq!(Hole::from_states(states.iter().copied(), Generation(3)), None);
-        states[30] = SectorState { flags: 0, ..zero(8) };
-        assert_eq!(Hole::from_states(states.iter().copied(), Generation(3)), None);
+        assert_eq!(
+            Hole::from_states(states.iter().copied(), Generation(3)),
+            None
+        );
+        states[30] = SectorState {
+            flags: 0,
+            ..zero(8)
+        };
+        assert_eq!(
+            Hole::from_states(states.iter().copied(), Generation(3)),
+            None
+        );
     }
 }

@@ -55,7 +55,9 @@ impl Intents {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (VolumeId, ChunkIndex, &Intent)> {
-        self.map.iter().map(|((volume, chunk), intent)| (*volume, *chunk, intent))
+        self.map
+            .iter()
+            .map(|((volume, chunk), intent)| (*volume, *chunk, intent))
     }
 
     /// Open chunks of a volume from `start` on.
@@ -64,6 +66,8 @@ impl Intents {
         volume: VolumeId,
         start: ChunkIndex,
     ) -> impl Iterator<Item = ChunkIndex> + '_ {
-        self.map.range((volume, start)..=(volume, ChunkIndex(u32::MAX))).map(|((_, chunk), _)| *chunk)
+        self.map
+            .range((volume, start)..=(volume, ChunkIndex(u32::MAX)))
+            .map(|((_, chunk), _)| *chunk)
     }
 }

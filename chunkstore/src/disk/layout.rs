@@ -86,7 +86,9 @@ impl Geometry {
                     hole_pages: u32::try_from(hole_pages).ok()?,
                 });
             }
-            slots -= (need - room).div_ceil(SLOT_BYTES as u64 + 2 * BLOCK).min(slots);
+            slots -= (need - room)
+                .div_ceil(SLOT_BYTES as u64 + 2 * BLOCK)
+                .min(slots);
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 0  magic u32 | crc u32 of the block | node 16 | shard u16 | bytes used u16 | zeros u32
-//! 32 epoch u64 | number u64 | flushed u64: everything up to that block was durable | zeros to 64
+//! 32 epoch u64 | number u64 | flushed u64 | written u64: everything up to these blocks was durable, or
+//!    at least written, records and data, when this block was made
 //! 64 records
 //! ```
 //! After a block with a PAGES record come the page images, raw, each with the checksum that the record
@@ -22,6 +23,15 @@ const HEAD_BYTES: usize = 64;
 /// Bytes for records in a block.
 pub(super) const BLOCK_ROOM: usize = BLOCK_BYTES - HEAD_BYTES;
 
+/// What was certain when a block was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Marks {
+    /// Records and data of blocks up to this one survive a power cut.
+    pub(super) flushed: u64,
+    /// Records and data of blocks up to this one survive the death of the process.
+    pub(super) written: u64,
+}
+
 /// The blocks of one log write, as they grow.
 #[derive(Debug)]
 pub(super) struct LogBuffer {
@@ -37,7 +47,12 @@ pub(super) struct LogBuffer {
 impl LogBuffer {
     pub(super) fn new(first: u64) -> Self {
         assert!(first > 0, "block 0 means none");
-        Self { first, bytes: Vec::new(), open: None, raw: Vec::new() }
+        Self {
+            first,
+            bytes: Vec::new(),
+            open: None,
+            raw: Vec::new(),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -55,7 +70,8 @@ impl LogBuffer {
     }
 
     fn open_block(&mut self) -> usize {
-        self.bytes.resize(self.bytes.len().next_multiple_of(BLOCK_BYTES), 0);
+        self.bytes
+            .resize(self.bytes.len().next_multiple_of(BLOCK_BYTES), 0);
         let start = self.bytes.len();
         // One allocation for the usual turn: a block at a time.
         self.bytes.reserve(BLOCK_BYTES);
@@ -72,7 +88,10 @@ impl LogBuffer {
             _ => self.open_block(),
         };
         record.encode(&mut self.bytes);
-        assert!(self.bytes.len() - start <= BLOCK_BYTES, "records overran their block");
+        assert!(
+            self.bytes.len() - start <= BLOCK_BYTES,
+            "records overran their block"
+        );
         self.first + (start / BLOCK_BYTES) as u64
     }
 
@@ -86,11 +105,18 @@ impl LogBuffer {
     /// Adds page images, with the records that announce them.
     pub(super) fn append_pages(&mut self, lsn: u64, images: &[(PageIndex, Vec<u8>)]) {
         for images in images.chunks(PAGES_MAX) {
-            let pages = images.iter().map(|(page, image)| (*page, page::sealed_crc(image))).collect();
+            let pages = images
+                .iter()
+                .map(|(page, image)| (*page, page::sealed_crc(image)))
+                .collect();
             self.open_block();
-            self.append(&Record::Pages { lsn, pages: Cow::Owned(pages) });
+            self.append(&Record::Pages {
+                lsn,
+                pages: Cow::Owned(pages),
+            });
             self.open = None;
-            self.bytes.resize(self.bytes.len().next_multiple_of(BLOCK_BYTES), 0);
+            self.bytes
+                .resize(self.bytes.len().next_multiple_of(BLOCK_BYTES), 0);
             let start = self.bytes.len();
             for (_, image) in images {
                 self.bytes.put(image);
@@ -100,7 +126,12 @@ impl LogBuffer {
     }
 
     /// Fills in heads and checksums. The blocks, and the number of the last one.
-    pub(super) fn seal(mut self, place: &ShardPlace, epoch: u64, flushed: u64) -> (Vec<u8>, u64) {
+    pub(super) fn seal(
+        mut self,
+        place: &ShardPlace,
+        epoch: u64,
+        Marks { flushed, written }: Marks,
+    ) -> (Vec<u8>, u64) {
         assert!(!self.bytes.is_empty(), "an empty log write");
         let end = self.bytes.len();
         self.bytes.resize(end.next_multiple_of(BLOCK_BYTES), 0);
@@ -119,7 +150,8 @@ impl LogBuffer {
                 head.put_u64(epoch);
                 head.put_u64(number);
                 head.put_u64(flushed);
-                head.resize(HEAD_BYTES, 0);
+                head.put_u64(written);
+                assert_eq!(head.len(), HEAD_BYTES, "the head of a block");
                 block[..HEAD_BYTES].copy_from_slice(&head);
                 let crc = crc32c(block);
                 block[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
@@ -143,8 +175,7 @@ fn used_bytes(block: &[u8]) -> u16 {
 /// A block that a replay accepted.
 #[derive(Debug)]
 pub(super) struct LogBlock {
-    /// Everything up to this block was durable when it was written.
-    pub(super) flushed: u64,
+    pub(super) marks: Marks,
     pub(super) records: Vec<Record<'static>>,
 }
 
@@ -173,7 +204,10 @@ pub(super) fn read_block(
     if !ours {
         return None;
     }
-    let flushed = reader.u64()?;
+    let marks = Marks {
+        flushed: reader.u64()?,
+        written: reader.u64()?,
+    };
     let mut copy = [0; BLOCK_BYTES];
     copy.copy_from_slice(bytes);
     copy[CRC_AT..CRC_AT + 4].fill(0);
@@ -185,7 +219,7 @@ pub(super) fn read_block(
     while !body.0.is_empty() {
         records.push(Record::decode(&mut body)?);
     }
-    Some(LogBlock { flushed, records })
+    Some(LogBlock { marks, records })
 }
 
 const _: () = assert!(USED_AT + 2 == 28 && HEAD_BYTES == 64);
@@ -197,13 +231,25 @@ mod tests {
     use ukai_proto::message::ChunkRange;
     use ukai_proto::{ChunkIndex, Generation, NodeId, ShardIndex, VolumeId};
 
-    const PLACE: ShardPlace =
-        ShardPlace { node: NodeId([6; 16]), shard: ShardIndex(1), start: 0, bytes: 0 };
+    const PLACE: ShardPlace = ShardPlace {
+        node: NodeId([6; 16]),
+        shard: ShardIndex(1),
+        start: 0,
+        bytes: 0,
+    };
 
     fn record(count: u32) -> Record<'static> {
-        let range = ChunkRange { start: ChunkIndex(1), count };
+        let range = ChunkRange {
+            start: ChunkIndex(1),
+            count,
+        };
         let volume = VolumeId([2; 16]);
-        Record::Tombstone { volume, range, generation: Generation(1), origin: 0 }
+        Record::Tombstone {
+            volume,
+            range,
+            generation: Generation(1),
+            origin: 0,
+        }
     }
 
     #[test]
@@ -212,12 +258,28 @@ mod tests {
         let numbers: Vec<u64> = (0..300).map(|i| buffer.append(&record(i))).collect();
         let blocks = buffer.blocks();
         assert_eq!(buffer.next(), 10 + blocks);
-        let (bytes, last) = buffer.seal(&PLACE, 4, 7);
-        assert_eq!((last, bytes.len() as u64), (9 + blocks, blocks * BLOCK_BYTES as u64));
+        let (bytes, last) = buffer.seal(
+            &PLACE,
+            4,
+            Marks {
+                flushed: 7,
+                written: 8,
+            },
+        );
+        assert_eq!(
+            (last, bytes.len() as u64),
+            (9 + blocks, blocks * BLOCK_BYTES as u64)
+        );
         let mut seen = 0;
         for (number, block) in (10..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
             let read = read_block(block, &PLACE, 4, number).expect("valid");
-            assert_eq!(read.flushed, 7);
+            assert_eq!(
+                read.marks,
+                Marks {
+                    flushed: 7,
+                    written: 8
+                }
+            );
             for got in read.records {
                 assert_eq!((got, number), (record(seen), numbers[seen as usize]));
                 seen += 1;
@@ -233,7 +295,7 @@ mod tests {
         fn any_damage_is_found(at in 0..BLOCK_BYTES, bit in 0u8..8) {
             let mut buffer = LogBuffer::new(3);
             buffer.append(&record(5));
-            let (mut bytes, _) = buffer.seal(&PLACE, 1, 0);
+            let (mut bytes, _) = buffer.seal(&PLACE, 1, Marks::default());
             bytes[at] ^= 1u8 << bit;
             prop_assert!(read_block(&bytes, &PLACE, 1, 3).is_none());
         }

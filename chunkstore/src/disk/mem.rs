@@ -118,13 +118,22 @@ impl MemDisk {
     /// A device of zeros.
     #[must_use]
     pub fn new(bytes: u64) -> Self {
-        assert!(bytes.is_multiple_of(BLOCK), "{bytes} bytes is no whole number of sectors");
-        Self { bytes, ..Self::default() }
+        assert!(
+            bytes.is_multiple_of(BLOCK),
+            "{bytes} bytes is no whole number of sectors"
+        );
+        Self {
+            bytes,
+            ..Self::default()
+        }
     }
 
     /// Fail the call that comes after `after` others, and all later ones if `persistent`.
     pub fn fail_after(&mut self, after: u64, persistent: bool) {
-        self.fail = FailPlan { after: Some(after), persistent };
+        self.fail = FailPlan {
+            after: Some(after),
+            persistent,
+        };
     }
 
     /// No more injected failures.
@@ -162,7 +171,9 @@ impl MemDisk {
             "unaligned I/O at {position}, {bytes} bytes"
         );
         assert!(
-            position.checked_add(bytes).is_some_and(|end| end <= self.bytes),
+            position
+                .checked_add(bytes)
+                .is_some_and(|end| end <= self.bytes),
             "I/O at {position}, {bytes} bytes, on a device of {}",
             self.bytes
         );
@@ -174,7 +185,11 @@ impl MemDisk {
             if self.unreadable.contains(&sector) {
                 return Err(DiskError(EIO));
             }
-            match self.cached.get(&sector).or_else(|| self.durable.get(&sector)) {
+            match self
+                .cached
+                .get(&sector)
+                .or_else(|| self.durable.get(&sector))
+            {
                 Some(content) => chunk.copy_from_slice(&content[..]),
                 None => chunk.fill(0),
             }
@@ -193,8 +208,12 @@ impl MemDisk {
                 Some(Rc::new(sector))
             })
             .collect();
-        let write =
-            Write { serial: self.serial, position, sectors, progress: Progress::InFlight };
+        let write = Write {
+            serial: self.serial,
+            position,
+            sectors,
+            progress: Progress::InFlight,
+        };
         self.volatile.insert(self.serial, write);
         self.serial
     }
@@ -214,7 +233,10 @@ impl MemDisk {
             return;
         }
         let write = &self.volatile[&serial];
-        let (from, to) = (write.position / BLOCK, write.position / BLOCK + write.sectors.len() as u64);
+        let (from, to) = (
+            write.position / BLOCK,
+            write.position / BLOCK + write.sectors.len() as u64,
+        );
         for (_, older) in self.volatile.range_mut(..serial) {
             if kinds.contains(&older.progress) {
                 let first = older.position / BLOCK;
@@ -233,10 +255,18 @@ impl MemDisk {
         }
         self.supersede(serial, &[Progress::Failed, Progress::Completed]);
         let write = self.volatile.remove(&serial).expect("looked up above");
-        assert_eq!(write.progress, Progress::Completed, "only completed writes become durable");
+        assert_eq!(
+            write.progress,
+            Progress::Completed,
+            "only completed writes become durable"
+        );
         for (sector, content) in write.sectors() {
             // A later completed write of the same sector may still be volatile: reads keep seeing it.
-            if self.cached.get(&sector).is_some_and(|seen| Rc::ptr_eq(seen, content)) {
+            if self
+                .cached
+                .get(&sector)
+                .is_some_and(|seen| Rc::ptr_eq(seen, content))
+            {
                 self.cached.remove(&sector);
             }
             self.durable.insert(sector, content.clone());
@@ -254,17 +284,37 @@ impl MemDisk {
     /// Give an operation to the device. Nothing happens until [`MemDisk::complete`].
     pub fn submit(&mut self, op: DiskOp<Vec<u8>>) {
         let submitted = match op {
-            DiskOp::Read { io, position, bytes } => {
+            DiskOp::Read {
+                io,
+                position,
+                bytes,
+            } => {
                 self.check(position, bytes.into());
-                Submitted::Read { io, position, bytes }
+                Submitted::Read {
+                    io,
+                    position,
+                    bytes,
+                }
             }
-            DiskOp::Write { io, position, data, dsync } => {
+            DiskOp::Write {
+                io,
+                position,
+                data,
+                dsync,
+            } => {
                 let (WriteData::Payload(data) | WriteData::Owned(data)) = data;
                 let serial = self.begin_write(position, &data);
                 Submitted::Write { io, serial, dsync }
             }
-            DiskOp::Sync { io } => Submitted::Sync { io, covers: self.completed_writes() },
-            DiskOp::Punch { io, position, bytes } => {
+            DiskOp::Sync { io } => Submitted::Sync {
+                io,
+                covers: self.completed_writes(),
+            },
+            DiskOp::Punch {
+                io,
+                position,
+                bytes,
+            } => {
                 self.check(position, bytes);
                 Submitted::Punch { io }
             }
@@ -298,7 +348,11 @@ impl MemDisk {
         };
         let fails = fails.map_err(|error| error.0);
         match submitted {
-            Submitted::Read { io, position, bytes } => {
+            Submitted::Read {
+                io,
+                position,
+                bytes,
+            } => {
                 let mut out = vec![0; bytes as usize];
                 match fails.and_then(|()| self.load(position, &mut out).map_err(|e| e.0)) {
                     Ok(()) => (io, DiskResult::Read(out)),
@@ -357,7 +411,11 @@ impl MemDisk {
         for (serial, write) in std::mem::take(&mut self.volatile) {
             let completed = write.progress == Progress::Completed;
             for (sector, content) in write.sectors() {
-                match choose(Pending { write: serial, position: sector * BLOCK, completed }) {
+                match choose(Pending {
+                    write: serial,
+                    position: sector * BLOCK,
+                    completed,
+                }) {
                     Fate::Old => {}
                     Fate::New => {
                         self.durable.insert(sector, content.clone());
@@ -385,7 +443,8 @@ impl MemDisk {
             }
         }
         // Writes that failed earlier are neither submitted nor completed: they never happened.
-        self.volatile.retain(|_, write| write.progress == Progress::Completed);
+        self.volatile
+            .retain(|_, write| write.progress == Progress::Completed);
     }
 
     /// Damage a sector at rest: flips bits of what is there.
@@ -393,12 +452,19 @@ impl MemDisk {
         self.check(position, BLOCK);
         let sector = position / BLOCK;
         let mut content = [0; BLOCK_BYTES];
-        let held = self.cached.get(&sector).or_else(|| self.durable.get(&sector));
+        let held = self
+            .cached
+            .get(&sector)
+            .or_else(|| self.durable.get(&sector));
         if let Some(held) = held {
             content = **held;
         }
         // Not the first bytes: rot that looks like "nothing of ours" is another matter.
-        content.iter_mut().skip(20).step_by(64).for_each(|byte| *byte ^= 0x10);
+        content
+            .iter_mut()
+            .skip(20)
+            .step_by(64)
+            .for_each(|byte| *byte ^= 0x10);
         self.cached.remove(&sector);
         self.durable.insert(sector, Rc::new(content));
     }
@@ -406,7 +472,11 @@ impl MemDisk {
     /// A copy of what would survive a cut in which no volatile write reached the medium.
     #[must_use]
     pub fn durable_copy(&self) -> Self {
-        Self { bytes: self.bytes, durable: self.durable.clone(), ..Self::default() }
+        Self {
+            bytes: self.bytes,
+            durable: self.durable.clone(),
+            ..Self::default()
+        }
     }
 
     /// A copy with every volatile write, completed or not, still open (but nothing submitted): a state
@@ -449,7 +519,9 @@ impl Disk for MemDisk {
 
     fn sync(&mut self) -> Result<(), DiskError> {
         self.call()?;
-        self.completed_writes().into_iter().for_each(|serial| self.harden(serial));
+        self.completed_writes()
+            .into_iter()
+            .for_each(|serial| self.harden(serial));
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use super::api::{Fence, OpId, PutRule, SectorRange, StoreRequest};
 use super::hole::SlotKey;
-use ukai_proto::limits::{SEQ_MAX, SECTOR_BYTES, SLOT_SECTORS};
+use ukai_proto::limits::{SECTOR_BYTES, SEQ_MAX, SLOT_SECTORS};
 use ukai_proto::message::{CHUNK_RANGES_MAX, ChunkRange, SectorState};
 use ukai_proto::{Buffer, Generation, SectorInChunk, Status, Version, VolumeId};
 
@@ -51,15 +51,51 @@ impl Span {
 /// What a request wants.
 #[derive(Debug)]
 pub(super) enum Kind<B> {
-    Read { span: Span, versioned: bool, states: Vec<SectorState>, gather: Option<Vec<u8>> },
-    List { span: Span },
-    Write { span: Span, version: Version, generation: Generation, crcs: Vec<u32>, data: Option<B>, fua: bool },
-    Zero { span: Span, version: Version, generation: Generation, unmap: bool, fua: bool },
-    Put { span: Span, states: Vec<SectorState>, data: Option<B>, generation: Generation, rule: PutRule },
+    Read {
+        span: Span,
+        versioned: bool,
+        states: Vec<SectorState>,
+        gather: Option<Vec<u8>>,
+    },
+    List {
+        span: Span,
+    },
+    Write {
+        span: Span,
+        version: Version,
+        generation: Generation,
+        crcs: Vec<u32>,
+        data: Option<B>,
+        fua: bool,
+    },
+    Zero {
+        span: Span,
+        version: Version,
+        generation: Generation,
+        unmap: bool,
+        fua: bool,
+    },
+    Put {
+        span: Span,
+        states: Vec<SectorState>,
+        data: Option<B>,
+        generation: Generation,
+        rule: PutRule,
+    },
     Flush,
-    Fence { volume: VolumeId, fence: Fence },
-    Adopt { volume: VolumeId, fence: Fence },
-    Release { volume: VolumeId, fence: Option<Fence>, ranges: Vec<ChunkRange> },
+    Fence {
+        volume: VolumeId,
+        fence: Fence,
+    },
+    Adopt {
+        volume: VolumeId,
+        fence: Fence,
+    },
+    Release {
+        volume: VolumeId,
+        fence: Option<Fence>,
+        ranges: Vec<ChunkRange>,
+    },
 }
 
 impl<B: Buffer> Kind<B> {
@@ -71,48 +107,121 @@ impl<B: Buffer> Kind<B> {
             {
                 return None;
             }
-            StoreRequest::Read(range) => {
-                Self::Read { span: Span::new(&range)?, versioned: false, states: Vec::new(), gather: None }
-            }
-            StoreRequest::ReadVersioned(range) => {
-                Self::Read { span: Span::new(&range)?, versioned: true, states: Vec::new(), gather: None }
-            }
-            StoreRequest::List(range) => Self::List { span: Span::new(&range)? },
-            StoreRequest::Write { range, version, generation, crcs, data, fua } => {
+            StoreRequest::Read(range) => Self::Read {
+                span: Span::new(&range)?,
+                versioned: false,
+                states: Vec::new(),
+                gather: None,
+            },
+            StoreRequest::ReadVersioned(range) => Self::Read {
+                span: Span::new(&range)?,
+                versioned: true,
+                states: Vec::new(),
+                gather: None,
+            },
+            StoreRequest::List(range) => Self::List {
+                span: Span::new(&range)?,
+            },
+            StoreRequest::Write {
+                range,
+                version,
+                generation,
+                crcs,
+                data,
+                fua,
+            } => {
                 let span = Span::new(&range)?;
                 let sane = crcs.len() == usize::from(span.count)
                     && data.as_slice().len() == span.bytes() as usize
                     && sane_version(version);
-                sane.then_some(Self::Write { span, version, generation, crcs, data: Some(data), fua })?
+                sane.then_some(Self::Write {
+                    span,
+                    version,
+                    generation,
+                    crcs,
+                    data: Some(data),
+                    fua,
+                })?
             }
-            StoreRequest::Zero { range, version, generation, unmap, fua } => {
+            StoreRequest::Zero {
+                range,
+                version,
+                generation,
+                unmap,
+                fua,
+            } => {
                 let span = Span::new(&range)?;
-                sane_version(version).then_some(Self::Zero { span, version, generation, unmap, fua })?
+                sane_version(version).then_some(Self::Zero {
+                    span,
+                    version,
+                    generation,
+                    unmap,
+                    fua,
+                })?
             }
-            StoreRequest::Put { range, states, data, generation, admit } => {
+            StoreRequest::Put {
+                range,
+                states,
+                data,
+                generation,
+                admit,
+            } => {
                 let span = Span::new(&range)?;
-                let all_zero = states.iter().all(|state| state.flags & SectorState::ZERO != 0);
+                let all_zero = states
+                    .iter()
+                    .all(|state| state.flags & SectorState::ZERO != 0);
                 let bytes = data.as_ref().map_or(0, |data| data.as_slice().len());
                 let sane = states.len() == usize::from(span.count)
                     && (bytes == span.bytes() as usize || (data.is_none() && all_zero))
                     && states.iter().all(|state| state.version.seq.0 <= SEQ_MAX);
-                sane.then_some(Self::Put { span, states, data, generation, rule: admit })?
+                sane.then_some(Self::Put {
+                    span,
+                    states,
+                    data,
+                    generation,
+                    rule: admit,
+                })?
             }
             StoreRequest::Flush => Self::Flush,
-            StoreRequest::Fence { volume, token, generation } => {
-                Self::Fence { volume, fence: Fence { token, generation } }
-            }
-            StoreRequest::Adopt { volume, token, generation } => {
-                Self::Adopt { volume, fence: Fence { token, generation } }
-            }
-            StoreRequest::Release { volume, token, generation, ranges } => {
+            StoreRequest::Fence {
+                volume,
+                token,
+                generation,
+            } => Self::Fence {
+                volume,
+                fence: Fence { token, generation },
+            },
+            StoreRequest::Adopt {
+                volume,
+                token,
+                generation,
+            } => Self::Adopt {
+                volume,
+                fence: Fence { token, generation },
+            },
+            StoreRequest::Release {
+                volume,
+                token,
+                generation,
+                ranges,
+            } => {
                 let fence = Some(Fence { token, generation });
-                (ranges.len() <= CHUNK_RANGES_MAX)
-                    .then_some(Self::Release { volume, fence, ranges })?
+                (ranges.len() <= CHUNK_RANGES_MAX).then_some(Self::Release {
+                    volume,
+                    fence,
+                    ranges,
+                })?
             }
             StoreRequest::DeleteVolume { volume } => {
-                let all = ChunkRange { start: ukai_proto::ChunkIndex(0), count: u32::MAX };
-                Self::Release { volume, fence: None, ranges: vec![all] }
+                let all = ChunkRange {
+                    start: ukai_proto::ChunkIndex(0),
+                    count: u32::MAX,
+                };
+                Self::Release {
+                    volume,
+                    fence: None,
+                    ranges: vec![all],
+                }
             }
         })
     }
@@ -149,6 +258,13 @@ fn sane_version(version: Version) -> bool {
     version.seq.0 <= SEQ_MAX && version > Version::ZERO
 }
 
+/// See the marker rule in `write.rs`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Needs {
+    /// The groups between which the sectors were first written over zeros; (0, 0): they were not.
+    pub(super) fresh: (u64, u64),
+}
+
 /// A request in flight.
 #[derive(Debug)]
 pub(super) struct Op<B> {
@@ -162,6 +278,9 @@ pub(super) struct Op<B> {
     pub(super) started: bool,
     /// Its effect is made: what remains is waiting.
     pub(super) executed: bool,
+    /// Marks of the log that must be told before it may overwrite what it found: set once, because the
+    /// sectors it holds cannot change any more while others of the slot do.
+    pub(super) needs: Option<Needs>,
     /// Device operations under way for it.
     pub(super) ios: u32,
     /// Its records are as safe as it asked.
@@ -179,6 +298,7 @@ impl<B> Op<B> {
             claimed: false,
             started: false,
             executed: false,
+            needs: None,
             ios: 0,
             log_ok: false,
             applied: 0,
@@ -191,23 +311,44 @@ impl<B> Op<B> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Io {
     /// Blocks of a group.
-    Log { group: u64 },
+    Log {
+        group: u64,
+    },
     /// Data of a request.
-    Data { op: u64, group: u64, first: u8, count: u16 },
+    Data {
+        op: u64,
+        group: u64,
+        first: u8,
+        count: u16,
+    },
     /// What a read asked for.
-    Read { op: u64 },
+    Read {
+        op: u64,
+    },
     /// One sector of a read whose whole failed.
-    ReadSector { op: u64, sector: u8 },
+    ReadSector {
+        op: u64,
+        sector: u8,
+    },
     /// A page of the table.
-    Page { slot: super::layout::SlotIndex },
+    Page {
+        slot: super::layout::SlotIndex,
+    },
     Sync,
     /// Pages of the checkpoint.
     InPlace,
     Superblock,
-    Punch { slot: super::layout::SlotIndex },
+    Punch {
+        slot: super::layout::SlotIndex,
+    },
     /// A whole slot to be settled.
-    Settle { key: SlotKey },
-    SettleSector { key: SlotKey, sector: u8 },
+    Settle {
+        key: SlotKey,
+    },
+    SettleSector {
+        key: SlotKey,
+        sector: u8,
+    },
 }
 
 /// Who waits for a mark of the log.

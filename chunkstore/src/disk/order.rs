@@ -83,9 +83,19 @@ impl Order {
         (first, last): (u8, u8),
         exclusive: bool,
     ) -> bool {
-        let claim = Claim { request, first, last, exclusive };
+        let claim = Claim {
+            request,
+            first,
+            last,
+            exclusive,
+        };
         let slot = self.slots.entry(key).or_default();
-        if slot.active.iter().chain(&slot.waiting).any(|other| other.conflicts(&claim)) {
+        if slot
+            .active
+            .iter()
+            .chain(&slot.waiting)
+            .any(|other| other.conflicts(&claim))
+        {
             slot.waiting.push_back(claim);
             return false;
         }
@@ -96,13 +106,21 @@ impl Order {
     /// Gives up what `request` holds; adds those that hold their sectors now to `started`.
     pub(super) fn release(&mut self, key: SlotKey, request: u64, started: &mut VecDeque<u64>) {
         let slot = self.slots.get_mut(&key).expect("acquired before");
-        let held = slot.active.iter().position(|claim| claim.request == request);
+        let held = slot
+            .active
+            .iter()
+            .position(|claim| claim.request == request);
         slot.active.swap_remove(held.expect("acquired before"));
         let mut index = 0;
         while index < slot.waiting.len() {
             let claim = slot.waiting[index];
             let earlier = slot.waiting.iter().take(index);
-            if slot.active.iter().chain(earlier).any(|other| other.conflicts(&claim)) {
+            if slot
+                .active
+                .iter()
+                .chain(earlier)
+                .any(|other| other.conflicts(&claim))
+            {
                 index += 1;
             } else {
                 slot.waiting.remove(index);
@@ -122,14 +140,21 @@ mod tests {
     use super::*;
     use ukai_proto::ChunkIndex;
 
-    const KEY: SlotKey = SlotKey { volume: VolumeId([1; 16]), chunk: ChunkIndex(0), index: 0 };
+    const KEY: SlotKey = SlotKey {
+        volume: VolumeId([1; 16]),
+        chunk: ChunkIndex(0),
+        index: 0,
+    };
 
     #[test]
     fn overlapping_requests_run_in_order_and_others_pass() {
         let mut order = Order::default();
         assert!(order.acquire(KEY, 1, (0, 9), true));
         assert!(!order.acquire(KEY, 2, (5, 20), false));
-        assert!(!order.acquire(KEY, 3, (15, 15), true), "behind the read that waits");
+        assert!(
+            !order.acquire(KEY, 3, (15, 15), true),
+            "behind the read that waits"
+        );
         assert!(order.acquire(KEY, 4, (30, 30), true));
         let mut started = VecDeque::new();
         order.release(KEY, 1, &mut started);

@@ -36,7 +36,14 @@ impl<B: Buffer> Store<B> {
         op: &mut Op<B>,
         out: &mut Vec<StoreAction<B>>,
     ) -> Step<B> {
-        let Kind::Put { span, states, data, generation, rule } = &op.kind else {
+        let Kind::Put {
+            span,
+            states,
+            data,
+            generation,
+            rule,
+        } = &op.kind
+        else {
             panic!("called for puts");
         };
         let (span, generation, rule) = (*span, *generation, *rule);
@@ -44,9 +51,13 @@ impl<B: Buffer> Store<B> {
         if let Some(data) = data {
             let sectors = data.as_slice().chunks_exact(SECTOR_BYTES);
             let usable = SectorState::ZERO | SectorState::BAD;
-            let wrong = span.sectors().zip(states).zip(sectors).find(|((_, state), content)| {
-                state.flags & usable == 0 && crc32c(content) != state.crc
-            });
+            let wrong = span
+                .sectors()
+                .zip(states)
+                .zip(sectors)
+                .find(|((_, state), content)| {
+                    state.flags & usable == 0 && crc32c(content) != state.crc
+                });
             if let Some(((sector, _), _)) = wrong {
                 return Step::fail(Status::BadCrc, span.in_chunk(sector));
             }
@@ -55,13 +66,22 @@ impl<B: Buffer> Store<B> {
             return Step::Wait;
         };
         let copied = |sector: u8| states[usize::from(sector) - first];
-        let admitted =
-            runs(&span, |sector| admits(rule, &copied(sector), &target.state(self, sector)));
+        let admitted = runs(&span, |sector| {
+            admits(rule, &copied(sector), &target.state(self, sector))
+        });
         if admitted.is_empty() {
             return self.nothing_to_do(key, op, false);
         }
-        let version = states.iter().map(|state| state.version).max().unwrap_or(Version::ZERO);
-        let fenced = self.directory.fence(span.key.volume).unwrap_or_default().token;
+        let version = states
+            .iter()
+            .map(|state| state.version)
+            .max()
+            .unwrap_or(Version::ZERO);
+        let fenced = self
+            .directory
+            .fence(span.key.volume)
+            .unwrap_or_default()
+            .token;
         if let Some(stop) = self.intent(key, &span.key, fenced.max(version.token)) {
             return stop.step();
         }
@@ -69,7 +89,11 @@ impl<B: Buffer> Store<B> {
         let sectors = |runs: &[(u8, u16)]| -> Vec<u8> {
             runs.iter()
                 .flat_map(|(at, count)| {
-                    let run = Run { slot: super::layout::SlotIndex(0), first: *at, count: *count };
+                    let run = Run {
+                        slot: super::layout::SlotIndex(0),
+                        first: *at,
+                        count: *count,
+                    };
                     run.sectors()
                 })
                 .collect()
@@ -77,7 +101,9 @@ impl<B: Buffer> Store<B> {
         let changed = sectors(&admitted);
         if !changed.iter().any(|sector| has_data(*sector)) && matches!(target, Target::None(_)) {
             let mut after = self.states_of(&target);
-            changed.iter().for_each(|sector| after[usize::from(*sector)] = copied(*sector));
+            changed
+                .iter()
+                .for_each(|sector| after[usize::from(*sector)] = copied(*sector));
             match self.make_hole(key, &span.key, &target, &after, generation) {
                 Err(stop) => return stop.step(),
                 Ok(true) => {
@@ -93,16 +119,25 @@ impl<B: Buffer> Store<B> {
         let data_runs: Vec<(u8, u16)> = admitted
             .iter()
             .flat_map(|(at, count)| {
-                let part = super::op::Span { first: *at, count: *count, ..span };
+                let part = super::op::Span {
+                    first: *at,
+                    count: *count,
+                    ..span
+                };
                 runs(&part, has_data)
             })
             .collect();
-        if !self.may_overwrite(key, &target, &data_runs) {
+        if let Err(needs) = self.may_overwrite(key, op.needs, &target, &data_runs) {
+            op.needs = Some(needs);
             return Step::Wait;
         }
         let records = |slot| {
             admitted.iter().map(move |(at, count)| Record::States {
-                run: Run { slot, first: *at, count: *count },
+                run: Run {
+                    slot,
+                    first: *at,
+                    count: *count,
+                },
                 generation,
                 states: Cow::Borrowed(&states[usize::from(*at) - first..][..usize::from(*count)]),
             })
@@ -155,7 +190,11 @@ mod tests {
     use ukai_proto::{Seq, Token};
 
     fn state(seq: u64, crc: u32, flags: u16) -> SectorState {
-        SectorState { version: Version::new(Token(1), Seq(seq)), crc, flags }
+        SectorState {
+            version: Version::new(Token(1), Seq(seq)),
+            crc,
+            flags,
+        }
     }
 
     #[test]
@@ -168,9 +207,16 @@ mod tests {
         let adopted = SectorState::ADOPTED;
         assert!(newer(state(1, 1, 0), state(1, 2, adopted)));
         assert!(newer(state(1, 3, adopted), state(1, 2, adopted)));
-        assert!(!newer(state(1, 2, adopted), state(1, 3, adopted)), "both sides choose the same");
+        assert!(
+            !newer(state(1, 2, adopted), state(1, 3, adopted)),
+            "both sides choose the same"
+        );
         let mirror = |copy, held| {
-            admits(PutRule::Mirror(Version::new(Token(1), Seq(5))), &copy, &held)
+            admits(
+                PutRule::Mirror(Version::new(Token(1), Seq(5))),
+                &copy,
+                &held,
+            )
         };
         assert!(mirror(state(1, 1, 0), state(5, 2, 0)) && !mirror(state(1, 1, 0), state(6, 2, 0)));
         assert!(!mirror(state(5, 2, 0), state(5, 2, 0)));

@@ -38,23 +38,38 @@ impl<B: Buffer> Store<B> {
                     return Step::Wait;
                 }
                 slot = Some(index);
-                let page = self.cache.get(index).and_then(|cached| cached.page.as_ref());
+                let page = self
+                    .cache
+                    .get(index)
+                    .and_then(|cached| cached.page.as_ref());
                 let page = page.expect("checked above");
                 span.sectors().map(|sector| page.state(sector)).collect()
             }
         };
-        let Kind::Read { versioned, states, .. } = &mut op.kind else {
+        let Kind::Read {
+            versioned, states, ..
+        } = &mut op.kind
+        else {
             return Step::Reply(StoreReply::List(held));
         };
         if held.iter().all(|state| is(state, SectorState::ZERO)) {
             return Step::Reply(if *versioned {
-                StoreReply::ReadVersioned { states: held, data: ReadData::Zeroes }
+                StoreReply::ReadVersioned {
+                    states: held,
+                    data: ReadData::Zeroes,
+                }
             } else {
                 let crcs = held.iter().map(|state| state.crc).collect();
-                StoreReply::Read { crcs, data: ReadData::Zeroes }
+                StoreReply::Read {
+                    crcs,
+                    data: ReadData::Zeroes,
+                }
             });
         }
-        let bad = span.sectors().zip(&held).find(|(_, state)| is(state, SectorState::BAD));
+        let bad = span
+            .sectors()
+            .zip(&held)
+            .find(|(_, state)| is(state, SectorState::BAD));
         if let Some((sector, _)) = bad
             && !*versioned
         {
@@ -79,14 +94,24 @@ impl<B: Buffer> Store<B> {
     ) {
         let io = self.io(io);
         let position = self.geometry.slot_position(slot) + u64::from(first) * SECTOR_BYTES as u64;
-        out.push(StoreAction::Disk(DiskOp::Read { io, position, bytes }));
+        out.push(StoreAction::Disk(DiskOp::Read {
+            io,
+            position,
+            bytes,
+        }));
     }
 
     /// The device answered a read.
     pub(super) fn data_read(&mut self, key: u64, read: Option<B>, out: &mut Vec<StoreAction<B>>) {
         let mut op = self.ops.lend(key).expect("the request waits for its data");
         op.ios -= 1;
-        let Kind::Read { span, versioned, states, gather } = &mut op.kind else {
+        let Kind::Read {
+            span,
+            versioned,
+            states,
+            gather,
+        } = &mut op.kind
+        else {
             panic!("only reads read");
         };
         let Some(data) = read.filter(|data| data.as_slice().len() == span.bytes() as usize) else {
@@ -146,7 +171,13 @@ impl<B: Buffer> Store<B> {
     ) {
         let mut op = self.ops.lend(key).expect("the request waits for its data");
         op.ios -= 1;
-        let Kind::Read { span, versioned, states, gather } = &mut op.kind else {
+        let Kind::Read {
+            span,
+            versioned,
+            states,
+            gather,
+        } = &mut op.kind
+        else {
             panic!("only reads read");
         };
         let at = usize::from(sector - span.first);
@@ -186,8 +217,15 @@ impl<B: Buffer> Store<B> {
         if versioned {
             return StoreReply::ReadVersioned { states, data };
         }
-        match span.sectors().zip(&states).find(|(_, state)| is(state, SectorState::BAD)) {
-            Some((sector, _)) => StoreReply::Failed { status, sector: span.in_chunk(sector) },
+        match span
+            .sectors()
+            .zip(&states)
+            .find(|(_, state)| is(state, SectorState::BAD))
+        {
+            Some((sector, _)) => StoreReply::Failed {
+                status,
+                sector: span.in_chunk(sector),
+            },
             None => {
                 let crcs = states.iter().map(|state| state.crc).collect();
                 StoreReply::Read { crcs, data }
@@ -208,7 +246,13 @@ impl<B: Buffer> Store<B> {
         let mut need = Need::default();
         let records: Vec<Record<'static>> = sectors
             .iter()
-            .map(|sector| Record::Bad { run: Run { slot, first: *sector, count: 1 } })
+            .map(|sector| Record::Bad {
+                run: Run {
+                    slot,
+                    first: *sector,
+                    count: 1,
+                },
+            })
             .collect();
         records.iter().for_each(|record| need.record(record));
         need.pages = usize::from(!self.cache.is_pinned(slot));

@@ -41,11 +41,24 @@ impl Run {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Record<'a> {
     /// Data written in place.
-    Write { run: Run, version: Version, generation: Generation, crcs: Cow<'a, [u32]> },
+    Write {
+        run: Run,
+        version: Version,
+        generation: Generation,
+        crcs: Cow<'a, [u32]>,
+    },
     /// Versioned zeros in an allocated slot.
-    Zero { run: Run, version: Version, generation: Generation },
+    Zero {
+        run: Run,
+        version: Version,
+        generation: Generation,
+    },
     /// Sectors with states of their own: copies, settled sectors.
-    States { run: Run, generation: Generation, states: Cow<'a, [SectorState]> },
+    States {
+        run: Run,
+        generation: Generation,
+        states: Cow<'a, [SectorState]>,
+    },
     /// Sectors that cannot be used.
     Bad { run: Run },
     /// A slot gets an owner; its sectors start as the hole says, which is gone.
@@ -56,21 +69,45 @@ pub(super) enum Record<'a> {
         hole: Option<(HoleIndex, Hole)>,
     },
     /// A slot loses its owner, leaving a hole or nothing.
-    Free { slot: SlotIndex, hole: Option<(HoleIndex, SlotKey, Hole)> },
+    Free {
+        slot: SlotIndex,
+        hole: Option<(HoleIndex, SlotKey, Hole)>,
+    },
     /// A hole is made or replaced.
-    Hole { index: HoleIndex, key: SlotKey, hole: Hole },
+    Hole {
+        index: HoleIndex,
+        key: SlotKey,
+        hole: Hole,
+    },
     /// A chunk may have data on disk that the log does not know. `suspect`: parts of it are still
     /// unsettled from before a clean stop.
-    Open { volume: VolumeId, chunk: ChunkIndex, token: Token, suspect: bool },
+    Open {
+        volume: VolumeId,
+        chunk: ChunkIndex,
+        token: Token,
+        suspect: bool,
+    },
     /// No longer.
     Close { volume: VolumeId, chunk: ChunkIndex },
     /// A fence.
-    Fence { volume: VolumeId, token: Token, generation: Generation },
+    Fence {
+        volume: VolumeId,
+        token: Token,
+        generation: Generation,
+    },
     /// Everything that the volume had in these chunks in blocks up to `origin` is deleted (0: the
     /// record's own block).
-    Tombstone { volume: VolumeId, range: ChunkRange, generation: Generation, origin: u64 },
+    Tombstone {
+        volume: VolumeId,
+        range: ChunkRange,
+        generation: Generation,
+        origin: u64,
+    },
     /// The blocks after this one are images of these pages, which contain every record up to `lsn`.
-    Pages { lsn: u64, pages: Cow<'a, [(PageIndex, u32)]> },
+    Pages {
+        lsn: u64,
+        pages: Cow<'a, [(PageIndex, u32)]>,
+    },
 }
 
 impl Record<'_> {
@@ -84,7 +121,9 @@ impl Record<'_> {
                 33 + hole.as_ref().map_or(0, |(_, hole)| hole.encoded_len())
             }
             Self::Free { hole, .. } => {
-                8 + hole.as_ref().map_or(0, |(_, _, hole)| 21 + hole.encoded_len())
+                8 + hole
+                    .as_ref()
+                    .map_or(0, |(_, _, hole)| 21 + hole.encoded_len())
             }
             Self::Hole { hole, .. } => 25 + hole.encoded_len(),
             Self::Open { .. } => 25,
@@ -122,24 +161,42 @@ impl Record<'_> {
         out.put_u8(self.kind());
         out.put_u16(u16::try_from(self.body_len()).expect("a record fits a block"));
         match self {
-            Self::Write { run, version, generation, crcs } => {
+            Self::Write {
+                run,
+                version,
+                generation,
+                crcs,
+            } => {
                 put_run(out, run);
                 out.put_version(*version);
                 out.put_u32(generation.0);
                 crcs.iter().for_each(|crc| out.put_u32(*crc));
             }
-            Self::Zero { run, version, generation } => {
+            Self::Zero {
+                run,
+                version,
+                generation,
+            } => {
                 put_run(out, run);
                 out.put_version(*version);
                 out.put_u32(generation.0);
             }
-            Self::States { run, generation, states } => {
+            Self::States {
+                run,
+                generation,
+                states,
+            } => {
                 put_run(out, run);
                 out.put_u32(generation.0);
                 states.iter().for_each(|state| out.put_state(state));
             }
             Self::Bad { run } => put_run(out, run),
-            Self::Alloc { slot, key, generation, hole } => {
+            Self::Alloc {
+                slot,
+                key,
+                generation,
+                hole,
+            } => {
                 out.put_u32(slot.0);
                 put_key(out, key);
                 out.put_u32(generation.0);
@@ -161,7 +218,12 @@ impl Record<'_> {
                 put_key(out, key);
                 hole.encode(out);
             }
-            Self::Open { volume, chunk, token, suspect } => {
+            Self::Open {
+                volume,
+                chunk,
+                token,
+                suspect,
+            } => {
                 out.put(&volume.0);
                 out.put_u32(chunk.0);
                 out.put_u32(token.0);
@@ -171,12 +233,21 @@ impl Record<'_> {
                 out.put(&volume.0);
                 out.put_u32(chunk.0);
             }
-            Self::Fence { volume, token, generation } => {
+            Self::Fence {
+                volume,
+                token,
+                generation,
+            } => {
                 out.put(&volume.0);
                 out.put_u32(token.0);
                 out.put_u32(generation.0);
             }
-            Self::Tombstone { volume, range, generation, origin } => {
+            Self::Tombstone {
+                volume,
+                range,
+                generation,
+                origin,
+            } => {
                 out.put(&volume.0);
                 out.put_u32(range.start.0);
                 out.put_u32(range.count);
@@ -193,8 +264,16 @@ impl Record<'_> {
             }
         }
         let written = out.len() - start;
-        assert_eq!(written, self.encoded_len(), "length of record kind {}", self.kind());
-        assert!(written <= BLOCK_ROOM, "record of {written} bytes does not fit a block");
+        assert_eq!(
+            written,
+            self.encoded_len(),
+            "length of record kind {}",
+            self.kind()
+        );
+        assert!(
+            written <= BLOCK_ROOM,
+            "record of {written} bytes does not fit a block"
+        );
     }
 
     /// Takes one record off the reader. `None`: nonsense.
@@ -213,7 +292,12 @@ impl Record<'_> {
                 let version = body.version()?;
                 let generation = body.generation()?;
                 let crcs = (0..run.count).map(|_| body.u32()).collect::<Option<_>>()?;
-                Record::Write { run, version, generation, crcs: Cow::Owned(crcs) }
+                Record::Write {
+                    run,
+                    version,
+                    generation,
+                    crcs: Cow::Owned(crcs),
+                }
             }
             2 => Record::Zero {
                 run: run(body)?,
@@ -223,8 +307,14 @@ impl Record<'_> {
             3 => {
                 let run = run(body)?;
                 let generation = body.generation()?;
-                let states = (0..run.count).map(|_| body.state()).collect::<Option<_>>()?;
-                Record::States { run, generation, states: Cow::Owned(states) }
+                let states = (0..run.count)
+                    .map(|_| body.state())
+                    .collect::<Option<_>>()?;
+                Record::States {
+                    run,
+                    generation,
+                    states: Cow::Owned(states),
+                }
             }
             4 => Record::Bad { run: run(body)? },
             5 => {
@@ -235,7 +325,12 @@ impl Record<'_> {
                     NO_HOLE => None,
                     index => Some((HoleIndex(index), Hole::decode(body)?)),
                 };
-                Record::Alloc { slot, key, generation, hole }
+                Record::Alloc {
+                    slot,
+                    key,
+                    generation,
+                    hole,
+                }
             }
             6 => {
                 let slot = SlotIndex(body.u32()?);
@@ -247,7 +342,11 @@ impl Record<'_> {
             }
             7 => {
                 let index = HoleIndex(body.u32()?);
-                Record::Hole { index, key: key(body)?, hole: Hole::decode(body)? }
+                Record::Hole {
+                    index,
+                    key: key(body)?,
+                    hole: Hole::decode(body)?,
+                }
             }
             8 => Record::Open {
                 volume: body.volume()?,
@@ -255,7 +354,10 @@ impl Record<'_> {
                 token: Token(body.u32()?),
                 suspect: body.u8()? != 0,
             },
-            9 => Record::Close { volume: body.volume()?, chunk: body.chunk()? },
+            9 => Record::Close {
+                volume: body.volume()?,
+                chunk: body.chunk()?,
+            },
             10 => Record::Fence {
                 volume: body.volume()?,
                 token: Token(body.u32()?),
@@ -263,7 +365,10 @@ impl Record<'_> {
             },
             11 => Record::Tombstone {
                 volume: body.volume()?,
-                range: ChunkRange { start: body.chunk()?, count: body.u32()? },
+                range: ChunkRange {
+                    start: body.chunk()?,
+                    count: body.u32()?,
+                },
                 generation: body.generation()?,
                 origin: body.u64()?,
             },
@@ -273,7 +378,10 @@ impl Record<'_> {
                 let pages = (0..count)
                     .map(|_| Some((PageIndex(body.u32()?), body.u32()?)))
                     .collect::<Option<_>>()?;
-                Record::Pages { lsn, pages: Cow::Owned(pages) }
+                Record::Pages {
+                    lsn,
+                    pages: Cow::Owned(pages),
+                }
             }
             _ => return None,
         })
@@ -300,7 +408,11 @@ fn put_key(out: &mut Vec<u8>, key: &SlotKey) {
 }
 
 fn key(body: &mut Reader<'_>) -> Option<SlotKey> {
-    Some(SlotKey { volume: body.volume()?, chunk: body.chunk()?, index: body.u8()? })
+    Some(SlotKey {
+        volume: body.volume()?,
+        chunk: body.chunk()?,
+        index: body.u8()?,
+    })
 }
 
 const _: () = assert!(HEAD_BYTES + 12 + SLOT_SECTORS * STATE_BYTES <= BLOCK_ROOM);
@@ -315,33 +427,92 @@ mod tests {
     use ukai_proto::Seq;
 
     fn samples() -> Vec<Record<'static>> {
-        let run = Run { slot: SlotIndex(9), first: 250, count: 6 };
+        let run = Run {
+            slot: SlotIndex(9),
+            first: 250,
+            count: 6,
+        };
         let version = Version::new(Token(4), Seq(77));
-        let key = SlotKey { volume: VolumeId([3; 16]), chunk: ChunkIndex(8), index: 2 };
+        let key = SlotKey {
+            volume: VolumeId([3; 16]),
+            chunk: ChunkIndex(8),
+            index: 2,
+        };
         let generation = Generation(5);
-        let zero = SectorState { version, ..SectorState::UNWRITTEN };
+        let zero = SectorState {
+            version,
+            ..SectorState::UNWRITTEN
+        };
         let hole = Hole::from_states(std::iter::repeat_n(zero, 256), generation).expect("one run");
         let (volume, chunk, token) = (key.volume, key.chunk, version.token);
         vec![
-            Record::Write { run, version, generation, crcs: Cow::Owned(vec![1, 2, 3, 4, 5, 6]) },
-            Record::Zero { run, version, generation },
-            Record::States { run, generation, states: Cow::Owned(vec![zero; 6]) },
+            Record::Write {
+                run,
+                version,
+                generation,
+                crcs: Cow::Owned(vec![1, 2, 3, 4, 5, 6]),
+            },
+            Record::Zero {
+                run,
+                version,
+                generation,
+            },
+            Record::States {
+                run,
+                generation,
+                states: Cow::Owned(vec![zero; 6]),
+            },
             Record::Bad { run },
-            Record::Alloc { slot: run.slot, key, generation, hole: None },
-            Record::Alloc { slot: run.slot, key, generation, hole: Some((HoleIndex(3), hole)) },
-            Record::Free { slot: run.slot, hole: None },
-            Record::Free { slot: run.slot, hole: Some((HoleIndex(3), key, hole)) },
-            Record::Hole { index: HoleIndex(7), key, hole },
-            Record::Open { volume, chunk, token, suspect: true },
+            Record::Alloc {
+                slot: run.slot,
+                key,
+                generation,
+                hole: None,
+            },
+            Record::Alloc {
+                slot: run.slot,
+                key,
+                generation,
+                hole: Some((HoleIndex(3), hole)),
+            },
+            Record::Free {
+                slot: run.slot,
+                hole: None,
+            },
+            Record::Free {
+                slot: run.slot,
+                hole: Some((HoleIndex(3), key, hole)),
+            },
+            Record::Hole {
+                index: HoleIndex(7),
+                key,
+                hole,
+            },
+            Record::Open {
+                volume,
+                chunk,
+                token,
+                suspect: true,
+            },
             Record::Close { volume, chunk },
-            Record::Fence { volume, token, generation },
+            Record::Fence {
+                volume,
+                token,
+                generation,
+            },
             Record::Tombstone {
                 volume,
-                range: ChunkRange { start: chunk, count: 3 },
+                range: ChunkRange {
+                    start: chunk,
+                    count: 3,
+                },
                 generation,
                 origin: 12,
             },
-            Record::Pages { lsn: 99, pages: Cow::Owned(vec![(PageIndex(4), 0xabcd)]) },
+            Record::Pages {
+                lsn: 99,
+                pages: Cow::Owned(vec![(PageIndex(4), 0xabcd)]),
+            },
         ]
     }
 
@@ -354,7 +525,11 @@ mod tests {
             assert_eq!(Record::decode(&mut reader), Some(record.clone()));
             assert!(reader.0.is_empty());
             for length in 0..bytes.len() {
-                assert_eq!(Record::decode(&mut Reader(&bytes[..length])), None, "{record:?}");
+                assert_eq!(
+                    Record::decode(&mut Reader(&bytes[..length])),
+                    None,
+                    "{record:?}"
+                );
             }
         }
     }

@@ -14,7 +14,7 @@ use super::directory::{Directory, Entry};
 use super::hole::{self, SlotKey};
 use super::intent::Intents;
 use super::layout::{BLOCK, BLOCK_BYTES, Geometry, PageIndex, ShardPlace, SlotIndex};
-use super::log::LogBuffer;
+use super::log::{LogBuffer, Marks};
 use super::page;
 use super::record::Record;
 use super::replay::{LogScan, Replay, scan_log};
@@ -23,6 +23,7 @@ use super::space::Space;
 use super::store::{OpenError, RecoveryReport};
 use super::superblock::ShardSuperblock;
 use std::collections::BTreeSet;
+use ukai_proto::BootId;
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::SECTOR_BYTES;
 use ukai_proto::message::SectorState;
@@ -41,20 +42,36 @@ pub(super) struct Recovered {
 }
 
 /// Recovers a shard.
-pub(super) fn recover(disk: &mut dyn Disk, place: &ShardPlace) -> Result<Recovered, OpenError> {
+///
+/// `boot` is the boot of the machine now. If it is still the one under which the log was written, only
+/// the process died, and everything that was written is there, flushed or not.
+pub(super) fn recover(
+    disk: &mut dyn Disk,
+    place: &ShardPlace,
+    boot: BootId,
+) -> Result<Recovered, OpenError> {
     let (mut superblock, geometry) = ShardSuperblock::read(disk, place)?;
     let needed = place.start + place.bytes;
     if disk.size() < needed {
-        return Err(OpenError::TooSmall { needed, actual: disk.size() });
+        return Err(OpenError::TooSmall {
+            needed,
+            actual: disk.size(),
+        });
     }
     let log = scan_log(disk, place, geometry, &superblock)?;
     let mut replay = Replay::default();
-    replay.flushed = superblock.flushed.max(log.flushed);
+    replay.flushed = superblock.flushed.max(log.marks.flushed);
+    if boot != BootId::NIL && superblock.boot == boot {
+        replay.flushed = replay.flushed.max(log.marks.written);
+    }
     replay.scan_pages(disk, place, &geometry, &log)?;
     if replay.flushed >= log.end {
         // Something that was flushed once is not there any more.
         let position = geometry.log_position(log.end);
-        return Err(OpenError::Damaged { what: "the log is", position });
+        return Err(OpenError::Damaged {
+            what: "the log is",
+            position,
+        });
     }
     replay.apply_images(&geometry, &log)?;
     for (number, block) in &log.blocks {
@@ -77,7 +94,7 @@ pub(super) fn recover(disk: &mut dyn Disk, place: &ShardPlace) -> Result<Recover
     bury(&mut replay);
     settle_changed(disk, &geometry, &log, &mut replay, &mut report)?;
     let mut recovered = gather(geometry, superblock, &replay, report);
-    checkpoint(disk, place, &log, &mut replay, &mut recovered)?;
+    checkpoint(disk, place, boot, &log, &mut replay, &mut recovered)?;
     Ok(recovered)
 }
 
@@ -114,7 +131,9 @@ fn bury(replay: &mut Replay) {
         }
     }
     let owners = &replay.owners;
-    replay.chains.retain(|(slot, _), _| owners.contains_key(slot));
+    replay
+        .chains
+        .retain(|(slot, _), _| owners.contains_key(slot));
 }
 
 /// Settles the sectors that changed after the last flush known.
@@ -139,7 +158,10 @@ fn settle_changed(
         }
         let contents = read_crcs(disk, geometry, slot, first, last);
         let key = replay.owners[&slot].key;
-        let lost = replay.open.get(&(key.volume, key.chunk)).map(|(token, _)| *token);
+        let lost = replay
+            .open
+            .get(&(key.volume, key.chunk))
+            .map(|(token, _)| *token);
         let page = replay.page(disk, geometry, log, slot)?;
         let page = page.as_mut().expect("a slot with an owner has a page");
         for (sector, content) in (first..=last).zip(contents) {
@@ -157,7 +179,10 @@ fn settle_changed(
                 }
                 Verdict::Bad => {
                     report.sectors_bad += 1;
-                    SectorState { flags: newest.flags | SectorState::BAD, ..newest }
+                    SectorState {
+                        flags: newest.flags | SectorState::BAD,
+                        ..newest
+                    }
                 }
             };
             page.set_state(sector, &state);
@@ -179,7 +204,10 @@ fn read_crcs(
     let position = geometry.slot_position(slot) + u64::from(first) * SECTOR_BYTES as u64;
     let mut bytes = vec![0u8; count * SECTOR_BYTES];
     if disk.read(position, &mut bytes).is_ok() {
-        return bytes.chunks_exact(SECTOR_BYTES).map(|content| Some(crc32c(content))).collect();
+        return bytes
+            .chunks_exact(SECTOR_BYTES)
+            .map(|content| Some(crc32c(content)))
+            .collect();
     }
     (0..count as u64)
         .map(|sector| {
@@ -228,21 +256,37 @@ fn gather(
         .collect();
     let owned: BTreeSet<SlotIndex> = replay.owners.keys().copied().collect();
     let mut space = Space::default();
-    space.free =
-        (0..geometry.slots).rev().map(SlotIndex).filter(|slot| !owned.contains(slot)).collect();
+    space.free = (0..geometry.slots)
+        .rev()
+        .map(SlotIndex)
+        .filter(|slot| !owned.contains(slot))
+        .collect();
     space.tombstones.clone_from(&replay.tombstones);
     space.stale_slots.clone_from(&replay.stale_slots);
-    space.stale_hole_pages =
-        replay.stale_holes.iter().map(|index| index.page(geometry.slots)).collect();
+    space.stale_hole_pages = replay
+        .stale_holes
+        .iter()
+        .map(|index| index.page(geometry.slots))
+        .collect();
     report.intents_open = intents.len() as u64;
     report.slots_suspect = suspects.len() as u64;
-    Recovered { geometry, superblock, next_block: 0, directory, intents, space, suspects, report }
+    Recovered {
+        geometry,
+        superblock,
+        next_block: 0,
+        directory,
+        intents,
+        space,
+        suspects,
+        report,
+    }
 }
 
 /// Writes down what was recovered.
 fn checkpoint(
     disk: &mut dyn Disk,
     place: &ShardPlace,
+    boot: BootId,
     log: &LogScan,
     replay: &mut Replay,
     recovered: &mut Recovered,
@@ -253,18 +297,40 @@ fn checkpoint(
     let mut buffer = LogBuffer::new(start);
     for (volume, fence) in &replay.fences {
         let super::api::Fence { token, generation } = *fence;
-        buffer.append(&Record::Fence { volume: *volume, token, generation });
+        buffer.append(&Record::Fence {
+            volume: *volume,
+            token,
+            generation,
+        });
     }
     for tombstone in &replay.tombstones {
-        let super::space::Tombstone { volume, range, generation, origin } = *tombstone;
-        buffer.append(&Record::Tombstone { volume, range, generation, origin });
+        let super::space::Tombstone {
+            volume,
+            range,
+            generation,
+            origin,
+        } = *tombstone;
+        buffer.append(&Record::Tombstone {
+            volume,
+            range,
+            generation,
+            origin,
+        });
     }
-    let unsettled: BTreeSet<_> =
-        recovered.suspects.iter().map(|key| (key.volume, key.chunk)).collect();
+    let unsettled: BTreeSet<_> = recovered
+        .suspects
+        .iter()
+        .map(|key| (key.volume, key.chunk))
+        .collect();
     for ((volume, chunk), (token, _)) in &replay.open {
         let (volume, chunk, token) = (*volume, *chunk, *token);
         let suspect = unsettled.contains(&(volume, chunk));
-        buffer.append(&Record::Open { volume, chunk, token, suspect });
+        buffer.append(&Record::Open {
+            volume,
+            chunk,
+            token,
+            suspect,
+        });
     }
     buffer.touch();
 
@@ -289,10 +355,17 @@ fn checkpoint(
     // The invariant of `room.rs` keeps this much free; a ring that has it not was tampered with.
     if buffer.next() - recovered.superblock.tail > geometry.log_blocks {
         let position = geometry.log_position(start);
-        return Err(OpenError::Damaged { what: "the log is overfull,", position });
+        return Err(OpenError::Damaged {
+            what: "the log is overfull,",
+            position,
+        });
     }
     let epoch = recovered.superblock.epoch_used;
-    let (bytes, last) = buffer.seal(place, epoch, replay.flushed);
+    let marks = Marks {
+        flushed: replay.flushed,
+        written: replay.flushed,
+    };
+    let (bytes, last) = buffer.seal(place, epoch, marks);
     for (number, block) in (start..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
         disk.write(geometry.log_position(number), block)?;
     }
@@ -301,6 +374,7 @@ fn checkpoint(
     superblock.sequence += 1;
     superblock.tail = start;
     superblock.epoch = epoch;
+    superblock.boot = boot;
     superblock.flushed = last;
     superblock.write(disk, place)?;
     write_pages(disk, &geometry, &images)?;

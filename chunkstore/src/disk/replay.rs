@@ -3,7 +3,7 @@
 use super::api::Disk;
 use super::hole::{self, HoleEntry, HoleIndex, SlotKey};
 use super::layout::{BLOCK_BYTES, Geometry, PageIndex, ShardPlace, SlotIndex};
-use super::log::{LogBlock, read_block};
+use super::log::{LogBlock, Marks, read_block};
 use super::page::{self, Page, PageCheck};
 use super::record::{Record, Run};
 use super::store::OpenError;
@@ -32,8 +32,8 @@ pub(super) struct LogScan {
     pub(super) images: Vec<Image>,
     /// First block that is missing.
     pub(super) end: u64,
-    /// Highest block that some block says was flushed.
-    pub(super) flushed: u64,
+    /// The highest marks that some block tells.
+    pub(super) marks: Marks,
 }
 
 /// Sequential reader of ring blocks.
@@ -52,7 +52,8 @@ impl Ring<'_> {
             let blocks = usize::try_from(to_wrap.min(BATCH_BLOCKS)).expect("bounded");
             self.bytes.resize(blocks * BLOCK_BYTES, 0);
             self.first = number;
-            self.disk.read(self.geometry.log_position(number), &mut self.bytes)?;
+            self.disk
+                .read(self.geometry.log_position(number), &mut self.bytes)?;
         }
         let at = usize::try_from(number - self.first).expect("bounded") * BLOCK_BYTES;
         Ok(&self.bytes[at..at + BLOCK_BYTES])
@@ -66,8 +67,16 @@ pub(super) fn scan_log(
     geometry: Geometry,
     superblock: &ShardSuperblock,
 ) -> Result<LogScan, OpenError> {
-    let mut ring = Ring { disk, geometry, first: 0, bytes: Vec::new() };
-    let mut scan = LogScan { end: superblock.tail, ..LogScan::default() };
+    let mut ring = Ring {
+        disk,
+        geometry,
+        first: 0,
+        bytes: Vec::new(),
+    };
+    let mut scan = LogScan {
+        end: superblock.tail,
+        ..LogScan::default()
+    };
     let limit = superblock.tail + geometry.log_blocks;
     while scan.end < limit {
         let number = scan.end;
@@ -87,7 +96,12 @@ pub(super) fn scan_log(
                 if !whole {
                     break;
                 }
-                images.push(Image { page: *page, lsn: *lsn, block: end, bytes: bytes.to_vec() });
+                images.push(Image {
+                    page: *page,
+                    lsn: *lsn,
+                    block: end,
+                    bytes: bytes.to_vec(),
+                });
                 end += 1;
             }
             if images.len() < pages.len() {
@@ -98,7 +112,8 @@ pub(super) fn scan_log(
             }
         }
         scan.images.append(&mut images);
-        scan.flushed = scan.flushed.max(block.flushed);
+        scan.marks.flushed = scan.marks.flushed.max(block.marks.flushed);
+        scan.marks.written = scan.marks.written.max(block.marks.written);
         scan.blocks.push((number, block));
         scan.end = end;
     }
@@ -174,7 +189,11 @@ impl Replay {
             first += count;
         }
         for page in torn {
-            let newest = log.images.iter().filter(|image| image.page == page).max_by_key(|i| i.lsn);
+            let newest = log
+                .images
+                .iter()
+                .filter(|image| image.page == page)
+                .max_by_key(|i| i.lsn);
             let Some(image) = newest else {
                 return Err(damaged("a page is", geometry.page_position(page)));
             };
@@ -187,7 +206,11 @@ impl Replay {
     }
 
     /// Images of a checkpoint that was certainly flushed stand for their pages.
-    pub(super) fn apply_images(&mut self, geometry: &Geometry, log: &LogScan) -> Result<(), OpenError> {
+    pub(super) fn apply_images(
+        &mut self,
+        geometry: &Geometry,
+        log: &LogScan,
+    ) -> Result<(), OpenError> {
         for image in &log.images {
             let page = image.page;
             if page.0 >= geometry.pages() {
@@ -227,7 +250,11 @@ impl Replay {
             match kind {
                 page::KIND_SLOT => {
                     let content = Page::from_image(image);
-                    let owner = Owner { key: content.key(), generation: content.generation(), lsn };
+                    let owner = Owner {
+                        key: content.key(),
+                        generation: content.generation(),
+                        lsn,
+                    };
                     self.owners.insert(slot, owner);
                 }
                 page::KIND_FREE => {
@@ -242,7 +269,8 @@ impl Replay {
         }
         let head = page::PageHead { page, kind, lsn };
         let first = (page.0 - geometry.slots) * super::layout::HOLES_PER_PAGE;
-        let holes = hole::decode_page(image, &head).ok_or_else(|| damaged("a page is", position))?;
+        let holes =
+            hole::decode_page(image, &head).ok_or_else(|| damaged("a page is", position))?;
         self.hole_lsn.insert(page, lsn);
         for (index, entry) in (first..).zip(holes) {
             match entry {
@@ -287,26 +315,58 @@ impl Replay {
         self.records += 1;
         let position = geometry.log_position(block);
         match record {
-            Record::Write { run, version, generation, crcs } => {
+            Record::Write {
+                run,
+                version,
+                generation,
+                crcs,
+            } => {
                 let states: Vec<SectorState> = crcs
                     .iter()
-                    .map(|crc| SectorState { version: *version, crc: *crc, flags: 0 })
+                    .map(|crc| SectorState {
+                        version: *version,
+                        crc: *crc,
+                        flags: 0,
+                    })
                     .collect();
-                self.set(disk, geometry, log, block, *run, *generation, |at, _| states[at])?;
+                self.set(disk, geometry, log, block, *run, *generation, |at, _| {
+                    states[at]
+                })?;
             }
-            Record::Zero { run, version, generation } => {
-                let state = SectorState { version: *version, ..SectorState::UNWRITTEN };
+            Record::Zero {
+                run,
+                version,
+                generation,
+            } => {
+                let state = SectorState {
+                    version: *version,
+                    ..SectorState::UNWRITTEN
+                };
                 self.set(disk, geometry, log, block, *run, *generation, |_, _| state)?;
             }
-            Record::States { run, generation, states } => {
-                self.set(disk, geometry, log, block, *run, *generation, |at, _| states[at])?;
+            Record::States {
+                run,
+                generation,
+                states,
+            } => {
+                self.set(disk, geometry, log, block, *run, *generation, |at, _| {
+                    states[at]
+                })?;
             }
             Record::Bad { run } => {
                 self.set(disk, geometry, log, block, *run, Generation(0), |_, old| {
-                    SectorState { flags: old.flags | SectorState::BAD, ..old }
+                    SectorState {
+                        flags: old.flags | SectorState::BAD,
+                        ..old
+                    }
                 })?;
             }
-            Record::Alloc { slot, key, generation, hole } => {
+            Record::Alloc {
+                slot,
+                key,
+                generation,
+                hole,
+            } => {
                 if let Some((index, _)) = hole {
                     self.change_hole(geometry, block, *index, None)?;
                 }
@@ -315,13 +375,21 @@ impl Replay {
                         .map(|s| hole.map_or(SectorState::UNWRITTEN, |(_, hole)| hole.state(s)));
                     let page = Page::allocated(key, *generation, states);
                     self.own(*slot, Some(page), block);
-                    let owner = Owner { key: *key, generation: *generation, lsn: block };
+                    let owner = Owner {
+                        key: *key,
+                        generation: *generation,
+                        lsn: block,
+                    };
                     self.owners.insert(*slot, owner);
                 }
             }
             Record::Free { slot, hole } => {
                 if let Some((index, key, hole)) = hole {
-                    let entry = HoleEntry { key: *key, hole: *hole, block };
+                    let entry = HoleEntry {
+                        key: *key,
+                        hole: *hole,
+                        block,
+                    };
                     self.change_hole(geometry, block, *index, Some(entry))?;
                 }
                 if self.newer(geometry, block, *slot)? {
@@ -329,22 +397,40 @@ impl Replay {
                 }
             }
             Record::Hole { index, key, hole } => {
-                let entry = HoleEntry { key: *key, hole: *hole, block };
+                let entry = HoleEntry {
+                    key: *key,
+                    hole: *hole,
+                    block,
+                };
                 self.change_hole(geometry, block, *index, Some(entry))?;
             }
-            Record::Open { volume, chunk, token, suspect } => {
+            Record::Open {
+                volume,
+                chunk,
+                token,
+                suspect,
+            } => {
                 let open = self.open.entry((*volume, *chunk)).or_default();
                 *open = (open.0.max(*token), *suspect);
             }
             Record::Close { volume, chunk } => {
                 self.open.remove(&(*volume, *chunk));
             }
-            Record::Fence { volume, token, generation } => {
+            Record::Fence {
+                volume,
+                token,
+                generation,
+            } => {
                 let fence = self.fences.entry(*volume).or_default();
                 fence.token = fence.token.max(*token);
                 fence.generation = fence.generation.max(*generation);
             }
-            Record::Tombstone { volume, range, generation, origin } => {
+            Record::Tombstone {
+                volume,
+                range,
+                generation,
+                origin,
+            } => {
                 let end = u64::from(range.start.0) + u64::from(range.count);
                 if *origin == 0 {
                     self.open.retain(|(of, chunk), _| {
@@ -379,7 +465,10 @@ impl Replay {
         // Equal: a record of the same block came before, in this replay. Images end at block borders,
         // and those of a block found contained are told apart by `contained`.
         let lsn = self.page_lsn(geometry, slot.page());
-        Ok(block > lsn || (block == lsn && self.pages.contains_key(&slot) && self.dirty.contains(&slot.page())))
+        Ok(block > lsn
+            || (block == lsn
+                && self.pages.contains_key(&slot)
+                && self.dirty.contains(&slot.page())))
     }
 
     fn own(&mut self, slot: SlotIndex, page: Option<Page>, block: u64) {
@@ -450,7 +539,10 @@ impl Replay {
         for (sector, old) in history {
             self.chains.entry((run.slot, sector)).or_default().push(old);
         }
-        let owner = self.owners.get_mut(&run.slot).expect("its page has an owner");
+        let owner = self
+            .owners
+            .get_mut(&run.slot)
+            .expect("its page has an owner");
         owner.generation = generation;
         owner.lsn = block;
         self.dirty.insert(run.slot.page());
@@ -467,7 +559,11 @@ fn read_page(
     slot: SlotIndex,
     lsn: u64,
 ) -> Result<Page, OpenError> {
-    let image = log.images.iter().rev().find(|image| image.page == slot.page() && image.lsn == lsn);
+    let image = log
+        .images
+        .iter()
+        .rev()
+        .find(|image| image.page == slot.page() && image.lsn == lsn);
     if let Some(image) = image {
         return Ok(Page::from_image(&image.bytes));
     }

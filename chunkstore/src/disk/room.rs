@@ -96,8 +96,8 @@ impl<B: Buffer> Store<B> {
 
     /// Blocks that may still be used with `pages` more dirty pages and `relogged` more records to carry.
     pub(super) fn log_room(&self, pages: usize, relogged: usize) -> u64 {
-        let kept = 2 * (page_blocks(self.dirty_pages() + pages)
-            + relog_blocks(self.relogged() + relogged))
+        let kept = 2
+            * (page_blocks(self.dirty_pages() + pages) + relog_blocks(self.relogged() + relogged))
             + MARGIN_BLOCKS;
         (self.geometry.log_blocks - self.log_used()).saturating_sub(kept)
     }

@@ -48,10 +48,17 @@ pub(super) fn decide(
         if top.flags & SectorState::BAD != 0 {
             // Found bad before: only a match can make it good again.
             if !zero && content == Some(state.crc) {
-                return Verdict::Revert(SectorState { flags: state.flags & !SectorState::BAD, ..state });
+                return Verdict::Revert(SectorState {
+                    flags: state.flags & !SectorState::BAD,
+                    ..state
+                });
             }
         } else if zero || (!bad && content == Some(state.crc)) {
-            return if is_top { Verdict::Keep } else { Verdict::Revert(state) };
+            return if is_top {
+                Verdict::Keep
+            } else {
+                Verdict::Revert(state)
+            };
         }
     }
     let Some(newest) = newest else {
@@ -61,7 +68,11 @@ pub(super) fn decide(
         _ if newest.flags & SectorState::BAD != 0 => Verdict::Keep,
         (Some(crc), Some(token)) => {
             let version = newest.version.max(Version::new(token, Seq(0)));
-            Verdict::Adopt(SectorState { version, crc, flags: SectorState::ADOPTED })
+            Verdict::Adopt(SectorState {
+                version,
+                crc,
+                flags: SectorState::ADOPTED,
+            })
         }
         _ => Verdict::Bad,
     }
@@ -72,11 +83,18 @@ mod tests {
     use super::*;
 
     fn data(seq: u64, crc: u32) -> SectorState {
-        SectorState { version: Version::new(Token(2), Seq(seq)), crc, flags: 0 }
+        SectorState {
+            version: Version::new(Token(2), Seq(seq)),
+            crc,
+            flags: 0,
+        }
     }
 
     fn zero(seq: u64) -> SectorState {
-        SectorState { version: Version::new(Token(2), Seq(seq)), ..SectorState::UNWRITTEN }
+        SectorState {
+            version: Version::new(Token(2), Seq(seq)),
+            ..SectorState::UNWRITTEN
+        }
     }
 
     fn judge(chain: &[SectorState], content: Option<u32>) -> Verdict {
@@ -99,14 +117,29 @@ mod tests {
 
         let fresh = [data(9, 90), zero(8), data(7, 70)];
         assert_eq!(judge(&fresh, Some(90)), Verdict::Keep);
-        assert_eq!(judge(&fresh, Some(70)), Verdict::Revert(zero(8)), "zeros end the chain");
-        assert_eq!(judge(&fresh, Some(5)), Verdict::Revert(zero(8)), "garbage below zeros");
+        assert_eq!(
+            judge(&fresh, Some(70)),
+            Verdict::Revert(zero(8)),
+            "zeros end the chain"
+        );
+        assert_eq!(
+            judge(&fresh, Some(5)),
+            Verdict::Revert(zero(8)),
+            "garbage below zeros"
+        );
         assert_eq!(judge(&[zero(8), data(7, 70)], Some(70)), Verdict::Keep);
         assert_eq!(judge(&[zero(8)], None), Verdict::Keep);
         assert_eq!(judge(&fresh, None), Verdict::Bad);
 
-        let bad = SectorState { flags: SectorState::BAD, ..data(9, 90) };
-        assert_eq!(judge(&[bad], Some(5)), Verdict::Keep, "rot is never adopted");
+        let bad = SectorState {
+            flags: SectorState::BAD,
+            ..data(9, 90)
+        };
+        assert_eq!(
+            judge(&[bad], Some(5)),
+            Verdict::Keep,
+            "rot is never adopted"
+        );
         assert_eq!(judge(&[bad, zero(8)], Some(5)), Verdict::Keep);
         assert_eq!(judge(&[bad], Some(90)), Verdict::Revert(data(9, 90)));
     }

@@ -9,7 +9,10 @@ pub(super) struct Slab<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { places: Vec::new(), free: Vec::new() }
+        Self {
+            places: Vec::new(),
+            free: Vec::new(),
+        }
     }
 }
 
@@ -44,7 +47,8 @@ impl<T> Slab<T> {
     pub(super) fn remove(&mut self, key: u64) -> Option<T> {
         let index = self.place(key)?;
         let value = self.places[index].1.take()?;
-        self.free.push(u32::try_from(index).expect("index of an entry"));
+        self.free
+            .push(u32::try_from(index).expect("index of an entry"));
         Some(value)
     }
 
@@ -67,7 +71,8 @@ impl<T> Slab<T> {
         let index = self.place(key).expect("lent before");
         assert!(self.places[index].1.is_none(), "entry {key} was not lent");
         // The next use of the place gets another key; until then this one finds nothing.
-        self.free.push(u32::try_from(index).expect("index of an entry"));
+        self.free
+            .push(u32::try_from(index).expect("index of an entry"));
     }
 
     pub(super) fn len(&self) -> usize {

@@ -49,7 +49,10 @@ impl Space {
     /// A slot will become free without anybody's doing but a flush's.
     pub(super) fn soon(&self) -> Option<GroupId> {
         let punching = self.punching > 0 || !self.to_punch.is_empty();
-        self.freed.back().map(|(group, _)| *group).or(punching.then_some(0))
+        self.freed
+            .back()
+            .map(|(group, _)| *group)
+            .or(punching.then_some(0))
     }
 
     /// Everything up to the group is flushed.

@@ -6,7 +6,9 @@
 //! looked at again from the start when it happens, so a request's path is one function that reads from
 //! top to bottom: `read.rs`, `write.rs`, `zero.rs`, `put.rs`, `control.rs`.
 
-use super::api::{Disk, DiskError, DiskOp, DiskResult, IoId, OpId, StoreAction, StoreReply, StoreRequest};
+use super::api::{
+    Disk, DiskError, DiskOp, DiskResult, IoId, OpId, StoreAction, StoreReply, StoreRequest,
+};
 use super::cache::Cache;
 use super::checkpoint::Checkpoint;
 use super::commit::{Commit, GroupId};
@@ -23,7 +25,7 @@ use super::slab::Slab;
 use super::space::Space;
 use super::sweep::Sweep;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use ukai_proto::{Buffer, SectorInChunk, Status};
+use ukai_proto::{BootId, Buffer, SectorInChunk, Status};
 
 /// Bounds of a store's memory. Besides the page cache a shard keeps about 30 bytes per slot in use
 /// (30 MiB per TiB stored) and about 110 per hole that a discard left.
@@ -35,7 +37,9 @@ pub struct StoreLimits {
 
 impl Default for StoreLimits {
     fn default() -> Self {
-        Self { page_cache_bytes: 16 << 20 }
+        Self {
+            page_cache_bytes: 16 << 20,
+        }
     }
 }
 
@@ -149,6 +153,7 @@ pub struct Store<B> {
     /// Oldest block that a replay would need.
     pub(super) tail: u64,
     pub(super) superblock_sequence: u64,
+    pub(super) boot: BootId,
     pub(super) commit: Commit,
     pub(super) directory: Directory,
     pub(super) intents: Intents,
@@ -175,6 +180,7 @@ pub struct Store<B> {
     /// A marker of this group must become durable; the group that will tell it.
     pub(super) marker_wanted: GroupId,
     pub(super) marker_group: Option<GroupId>,
+    pub(super) written_marker_wanted: GroupId,
     told: Vec<u64>,
     pub(super) poisoned: bool,
     pub(super) closing: bool,
@@ -185,13 +191,35 @@ pub struct Store<B> {
 impl<B: Buffer> Store<B> {
     /// Recovers the shard and makes it ready: superblock, page table, log, settled sectors, a checkpoint
     /// under a new epoch. Blocking; nothing is served meanwhile.
+    ///
+    /// Assumes that the power failed. [`Store::open_on`] knows better.
     pub fn open(
         disk: &mut dyn Disk,
         place: &ShardPlace,
         limits: StoreLimits,
     ) -> Result<(Self, RecoveryReport), OpenError> {
-        let Recovered { geometry, superblock, next_block, directory, intents, space, suspects, report } =
-            recover(disk, place)?;
+        Self::open_on(disk, place, limits, BootId::NIL)
+    }
+
+    /// As [`Store::open`], on this boot of the machine: if the last run was on the same one, every
+    /// write that had completed is there, and nothing that was answered is lost even if it was
+    /// overwritten when the process died.
+    pub fn open_on(
+        disk: &mut dyn Disk,
+        place: &ShardPlace,
+        limits: StoreLimits,
+        boot: BootId,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let Recovered {
+            geometry,
+            superblock,
+            next_block,
+            directory,
+            intents,
+            space,
+            suspects,
+            report,
+        } = recover(disk, place, boot)?;
         let bounds = Bounds::new(geometry.log_blocks, limits.page_cache_bytes / BLOCK_BYTES);
         let store = Self {
             place: *place,
@@ -201,6 +229,7 @@ impl<B: Buffer> Store<B> {
             epoch: superblock.epoch,
             tail: superblock.tail,
             superblock_sequence: superblock.sequence,
+            boot,
             commit: Commit::new(superblock.flushed),
             directory,
             intents,
@@ -223,6 +252,7 @@ impl<B: Buffer> Store<B> {
             wait_intent_room: Vec::new(),
             marker_wanted: 0,
             marker_group: None,
+            written_marker_wanted: 0,
             told: Vec::new(),
             poisoned: false,
             closing: false,
@@ -246,12 +276,21 @@ impl<B: Buffer> Store<B> {
             }
         };
         let sector = SectorInChunk(0);
-        out.push(StoreAction::Reply(op, StoreReply::Failed { status: refused, sector }));
+        out.push(StoreAction::Reply(
+            op,
+            StoreReply::Failed {
+                status: refused,
+                sector,
+            },
+        ));
     }
 
     /// A device operation ended.
     pub fn disk_done(&mut self, io: IoId, result: DiskResult<B>, out: &mut Vec<StoreAction<B>>) {
-        let io = self.ios.remove(io.0).expect("completions name operations that are under way");
+        let io = self
+            .ios
+            .remove(io.0)
+            .expect("completions name operations that are under way");
         let (read, error) = match result {
             DiskResult::Read(data) => (Some(data), None),
             DiskResult::Done => (None, None),
@@ -265,7 +304,12 @@ impl<B: Buffer> Store<B> {
             Io::Sync => self.commit.end_sync(),
             Io::Superblock => self.superblock_written(out),
             Io::InPlace => self.page_written(out),
-            Io::Data { op, group, first, count } => {
+            Io::Data {
+                op,
+                group,
+                first,
+                count,
+            } => {
                 self.commit.data_ends(group);
                 self.data_written(op, first, count, error, out);
             }
@@ -368,7 +412,10 @@ impl<B: Buffer> Store<B> {
         if let Some(span) = op.kind.span() {
             let exclusive = op.kind.changes();
             op.claimed = true;
-            if !self.order.acquire(span.key, key, (span.first, span.last()), exclusive) {
+            if !self
+                .order
+                .acquire(span.key, key, (span.first, span.last()), exclusive)
+            {
                 return;
             }
         }
@@ -413,12 +460,15 @@ impl<B: Buffer> Store<B> {
             return;
         }
         let reply = match op.failure {
-            _ if self.poisoned && !op.log_ok => {
-                StoreReply::Failed { status: Status::Poisoned, sector: SectorInChunk(0) }
-            }
+            _ if self.poisoned && !op.log_ok => StoreReply::Failed {
+                status: Status::Poisoned,
+                sector: SectorInChunk(0),
+            },
             _ if !op.log_ok => return,
             Some((status, sector)) => StoreReply::Failed { status, sector },
-            None => StoreReply::Done { applied: op.applied },
+            None => StoreReply::Done {
+                applied: op.applied,
+            },
         };
         self.reply(key, reply, out);
     }
@@ -429,7 +479,13 @@ impl<B: Buffer> Store<B> {
         self.finish(key, &op, reply, out);
     }
 
-    fn finish(&mut self, key: u64, op: &Op<B>, reply: StoreReply<B>, out: &mut Vec<StoreAction<B>>) {
+    fn finish(
+        &mut self,
+        key: u64,
+        op: &Op<B>,
+        reply: StoreReply<B>,
+        out: &mut Vec<StoreAction<B>>,
+    ) {
         assert_eq!(op.ios, 0, "a finished request has nothing under way");
         if let Some(span) = op.kind.span() {
             self.order.release(span.key, key, &mut self.ready);
@@ -470,7 +526,11 @@ impl<B: Buffer> Store<B> {
             let io = self.io(Io::Punch { slot });
             let position = self.geometry.slot_position(slot);
             let bytes = ukai_proto::limits::SLOT_BYTES as u64;
-            out.push(StoreAction::Disk(DiskOp::Punch { io, position, bytes }));
+            out.push(StoreAction::Disk(DiskOp::Punch {
+                io,
+                position,
+                bytes,
+            }));
         }
         self.wake_slots();
         self.wake_intent_room();
@@ -556,7 +616,11 @@ impl<B: Buffer> Store<B> {
         let io = self.io(Io::Page { slot });
         let position = self.slot_page_position(slot);
         let bytes = BLOCK_BYTES as u32;
-        out.push(StoreAction::Disk(DiskOp::Read { io, position, bytes }));
+        out.push(StoreAction::Disk(DiskOp::Read {
+            io,
+            position,
+            bytes,
+        }));
         false
     }
 
@@ -584,7 +648,14 @@ impl<B: Buffer> Store<B> {
                 for key in waiting {
                     if self.ops.get(key).is_some_and(|op| !op.executed) {
                         let status = Status::IoError;
-                        self.reply(key, StoreReply::Failed { status, sector: SectorInChunk(0) }, out);
+                        self.reply(
+                            key,
+                            StoreReply::Failed {
+                                status,
+                                sector: SectorInChunk(0),
+                            },
+                            out,
+                        );
                     }
                 }
             }

@@ -4,6 +4,7 @@ use super::api::{Disk, DiskError};
 use super::codec::{Put, Reader};
 use super::layout::{BLOCK, BLOCK_BYTES, Geometry, ShardPlace};
 use super::store::OpenError;
+use ukai_proto::BootId;
 use ukai_proto::crc::crc32c;
 
 /// Version of the format of a shard region and of the node superblock.
@@ -29,6 +30,8 @@ pub(super) struct ShardSuperblock {
     pub(super) epoch_used: u64,
     /// Everything up to this block, records and data, is durable.
     pub(super) flushed: u64,
+    /// Boot of the machine under which the blocks of the epoch were written.
+    pub(super) boot: BootId,
     /// Stopped cleanly: every record is in the pages, nothing is suspect beyond what OPEN records say.
     pub(super) clean: bool,
 }
@@ -44,11 +47,17 @@ impl ShardSuperblock {
         out.put_u16(u16::from(self.clean));
         out.put_u32(0);
         out.put_u64(place.bytes);
-        for word in
-            [self.sequence, self.log_blocks, self.tail, self.epoch, self.epoch_used, self.flushed]
-        {
+        for word in [
+            self.sequence,
+            self.log_blocks,
+            self.tail,
+            self.epoch,
+            self.epoch_used,
+            self.flushed,
+        ] {
             out.put_u64(word);
         }
+        out.put(&self.boot.0);
         out.resize(BLOCK_BYTES, 0);
         let crc = crc32c(&out);
         out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
@@ -75,19 +84,33 @@ impl ShardSuperblock {
             for word in &mut words {
                 *word = reader.u64()?;
             }
-            Some((version, crc, node, shard, clean, bytes, words))
+            let boot = BootId(reader.array()?);
+            Some((version, crc, node, shard, clean, bytes, words, boot))
         })();
-        let Some((version, crc, node, shard, clean, bytes, words)) = parsed else {
+        let Some((version, crc, node, shard, clean, bytes, words, boot)) = parsed else {
             return Ok(None);
         };
         if crc != crc32c(&copy) || node != place.node.0 || shard != place.shard.0 {
             return Ok(None);
         }
         if version != FORMAT_VERSION {
-            return Err(OpenError::WrongVersion { found: version, expected: FORMAT_VERSION });
+            return Err(OpenError::WrongVersion {
+                found: version,
+                expected: FORMAT_VERSION,
+            });
         }
         let [sequence, log_blocks, tail, epoch, epoch_used, flushed] = words;
-        let block = Self { sequence, log_blocks, tail, epoch, epoch_used, flushed, clean: clean == 1 };
+        let clean = clean == 1;
+        let block = Self {
+            sequence,
+            log_blocks,
+            tail,
+            epoch,
+            epoch_used,
+            flushed,
+            boot,
+            clean,
+        };
         Ok((bytes == place.bytes).then_some(block))
     }
 
@@ -120,7 +143,10 @@ impl ShardSuperblock {
         let block = newest.ok_or(problem)?;
         let geometry = Geometry::fit(place.start, place.bytes, block.log_blocks)
             .filter(|geometry| geometry.fits(place.bytes))
-            .ok_or(OpenError::Damaged { what: "shard superblock", position: place.start })?;
+            .ok_or(OpenError::Damaged {
+                what: "shard superblock",
+                position: place.start,
+            })?;
         Ok((block, geometry))
     }
 

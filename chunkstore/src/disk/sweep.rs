@@ -46,7 +46,10 @@ pub(super) struct Sweep {
 
 impl Sweep {
     pub(super) fn new(suspects: BTreeSet<SlotKey>) -> Self {
-        Self { suspects, ..Self::default() }
+        Self {
+            suspects,
+            ..Self::default()
+        }
     }
 
     pub(super) fn idle(&self) -> bool {
@@ -83,8 +86,17 @@ impl<B: Buffer> Store<B> {
     }
 
     /// A suspect slot was read, or could not be.
-    pub(super) fn slot_read(&mut self, key: SlotKey, read: Option<B>, out: &mut Vec<StoreAction<B>>) {
-        let job = self.sweep.jobs.get_mut(&key).expect("the slot is being settled");
+    pub(super) fn slot_read(
+        &mut self,
+        key: SlotKey,
+        read: Option<B>,
+        out: &mut Vec<StoreAction<B>>,
+    ) {
+        let job = self
+            .sweep
+            .jobs
+            .get_mut(&key)
+            .expect("the slot is being settled");
         if let Some(data) = read.filter(|data| data.as_slice().len() == SLOT_BYTES) {
             job.found = (0..=u8::MAX)
                 .zip(data.as_slice().chunks_exact(SECTOR_BYTES))
@@ -103,7 +115,13 @@ impl<B: Buffer> Store<B> {
             self.slot_settled(key);
         }
         for sector in sectors {
-            self.read_data(Io::SettleSector { key, sector }, slot, sector, SECTOR_BYTES as u32, out);
+            self.read_data(
+                Io::SettleSector { key, sector },
+                slot,
+                sector,
+                SECTOR_BYTES as u32,
+                out,
+            );
         }
     }
 
@@ -114,10 +132,15 @@ impl<B: Buffer> Store<B> {
         read: Option<B>,
         _out: &mut Vec<StoreAction<B>>,
     ) {
-        let job = self.sweep.jobs.get_mut(&key).expect("the slot is being settled");
+        let job = self
+            .sweep
+            .jobs
+            .get_mut(&key)
+            .expect("the slot is being settled");
         job.ios -= 1;
         let content = read.filter(|data| data.as_slice().len() == SECTOR_BYTES);
-        job.found.insert(sector, content.map(|data| crc32c(data.as_slice())));
+        job.found
+            .insert(sector, content.map(|data| crc32c(data.as_slice())));
         if job.ios == 0 {
             self.slot_settled(key);
         }
@@ -125,7 +148,11 @@ impl<B: Buffer> Store<B> {
 
     /// All that can be known of the slot is: decide, and log what changes.
     fn slot_settled(&mut self, key: SlotKey) {
-        let job = self.sweep.jobs.remove(&key).expect("the slot is being settled");
+        let job = self
+            .sweep
+            .jobs
+            .remove(&key)
+            .expect("the slot is being settled");
         self.ready.extend(self.sweep.waiting.drain(..));
         let owner = self.directory.entry(&key);
         if !matches!(owner, Some(Entry::Slot(slot, _)) if slot == job.slot)
@@ -135,7 +162,10 @@ impl<B: Buffer> Store<B> {
             self.ready.extend(job.waiting);
             return;
         }
-        let lost = self.intents.get(key.volume, key.chunk).map(|intent| intent.token);
+        let lost = self
+            .intents
+            .get(key.volume, key.chunk)
+            .map(|intent| intent.token);
         let mut changed: Vec<(u8, SectorState)> = Vec::new();
         let mut bad = 0;
         for (sector, content) in &job.found {
@@ -155,14 +185,22 @@ impl<B: Buffer> Store<B> {
             page.set_state(*sector, state);
         }
         if let (Some((first, _)), Some((last, _))) = (changed.first(), changed.last()) {
-            let states: Vec<SectorState> = (*first..=*last).map(|sector| page.state(sector)).collect();
+            let states: Vec<SectorState> =
+                (*first..=*last).map(|sector| page.state(sector)).collect();
             let count = u16::from(*last) - u16::from(*first) + 1;
             let record = Record::States {
-                run: Run { slot: job.slot, first: *first, count },
+                run: Run {
+                    slot: job.slot,
+                    first: *first,
+                    count,
+                },
                 generation: page.generation(),
                 states: Cow::Owned(states),
             };
-            let mut need = Need { pages: 1, ..Need::default() };
+            let mut need = Need {
+                pages: 1,
+                ..Need::default()
+            };
             need.record(&record);
             if !self.poisoned && !self.has_room(&need) {
                 // Once more after a checkpoint. Without anybody waiting, the background comes back.
@@ -188,7 +226,10 @@ impl<B: Buffer> Store<B> {
         }
         let next = match self.sweep.cursor {
             Some(cursor) => {
-                let after = (std::ops::Bound::Excluded(cursor), std::ops::Bound::Unbounded);
+                let after = (
+                    std::ops::Bound::Excluded(cursor),
+                    std::ops::Bound::Unbounded,
+                );
                 self.sweep.suspects.range(after).next().copied()
             }
             None => self.sweep.suspects.first().copied(),

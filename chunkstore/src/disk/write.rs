@@ -1,16 +1,18 @@
 //! WRITE, and what all changing requests share: intents, slots, the marker rule, durability.
 //!
 //! The marker rule. A sector written over zeros lies on garbage until its data has reached the medium.
-//! If its record survives a cut and its data does not, recovery must answer zeros, which is legal while
-//! the write was not flushed. If it *was* flushed, and then overwritten by a write whose record is lost,
-//! the content matches nothing either, but zeros would be wrong. So the overwriting waits, if a flush of
-//! the first write was asked for, until a block (or superblock) that tells of that flush is durable.
+//! If its record survives a crash and its data does not, recovery must answer zeros, which is legal
+//! while the write was not answered (if the process dies) or not flushed (if the power fails). If it
+//! *was*, and was then overwritten by a write whose record is lost, the content matches nothing either,
+//! but zeros would be wrong. So the overwriting waits until a block is written that tells that the first
+//! write was; and, if a flush of it was asked for, until a block (or superblock) is durable that tells
+//! of that flush. Blocks tell both all the time, so only a second write on the heels of the first waits.
 
 use super::api::{DiskOp, StoreAction, WriteData};
 use super::directory::Entry;
 use super::hole::{Hole, HoleIndex, SlotKey};
 use super::layout::SlotIndex;
-use super::op::{Io, Kind, Op, Span, Waiter};
+use super::op::{Io, Kind, Needs, Op, Span, Waiter};
 use super::page::Page;
 use super::record::{Record, Run};
 use super::room::Need;
@@ -78,21 +80,31 @@ impl<B: Buffer> Store<B> {
         op: &mut Op<B>,
         out: &mut Vec<StoreAction<B>>,
     ) -> Step<B> {
-        let Kind::Write { span, version, generation, fua, .. } = &op.kind else {
+        let Kind::Write {
+            span,
+            version,
+            generation,
+            fua,
+            ..
+        } = &op.kind
+        else {
             panic!("called for writes");
         };
         let (span, version, generation, fua) = (*span, *version, *generation, *fua);
         let Some(target) = self.target(key, &span.key, out) else {
             return Step::Wait;
         };
-        let runs = runs(&span, |sector| is_newer(version, &target.state(self, sector)));
+        let runs = runs(&span, |sector| {
+            is_newer(version, &target.state(self, sector))
+        });
         if runs.is_empty() {
             return self.nothing_to_do(key, op, fua);
         }
         if let Some(stop) = self.intent(key, &span.key, version.token) {
             return stop.step();
         }
-        if !self.may_overwrite(key, &target, &runs) {
+        if let Err(needs) = self.may_overwrite(key, op.needs, &target, &runs) {
+            op.needs = Some(needs);
             return Step::Wait;
         }
         let Kind::Write { crcs, data, .. } = &mut op.kind else {
@@ -103,7 +115,11 @@ impl<B: Buffer> Store<B> {
         let records = |slot: SlotIndex| {
             let crcs = &crcs;
             runs.iter().map(move |(at, count)| Record::Write {
-                run: Run { slot, first: *at, count: *count },
+                run: Run {
+                    slot,
+                    first: *at,
+                    count: *count,
+                },
                 version,
                 generation,
                 crcs: Cow::Borrowed(&crcs[usize::from(*at) - first..][..usize::from(*count)]),
@@ -126,11 +142,25 @@ impl<B: Buffer> Store<B> {
         });
         let group = self.commit.pending();
         let cached = self.cache.get(slot).expect("the page is at hand");
-        for sector in runs.iter().flat_map(|(at, count)| (Run { slot, first: *at, count: *count }).sectors()) {
+        for sector in runs.iter().flat_map(|(at, count)| {
+            (Run {
+                slot,
+                first: *at,
+                count: *count,
+            })
+            .sectors()
+        }) {
             let page = cached.page.as_mut().expect("the slot has an owner");
             let over_zeros = page.state(sector).flags & SectorState::ZERO != 0;
             let crc = crcs[usize::from(sector) - first];
-            page.set_state(sector, &SectorState { version, crc, flags: 0 });
+            page.set_state(
+                sector,
+                &SectorState {
+                    version,
+                    crc,
+                    flags: 0,
+                },
+            );
             if over_zeros {
                 cached.set_fresh(sector, group);
             }
@@ -142,7 +172,14 @@ impl<B: Buffer> Store<B> {
         op.applied = runs.iter().map(|(_, count)| count).sum();
         op.ios = u32::try_from(runs.len()).expect("at most 256 runs");
         if op.applied == span.count {
-            self.write_data(key, slot, (span.first, span.count), WriteData::Payload(data), dsync, out);
+            self.write_data(
+                key,
+                slot,
+                (span.first, span.count),
+                WriteData::Payload(data),
+                dsync,
+                out,
+            );
         } else {
             for (at, count) in runs {
                 let start = (usize::from(at) - first) * SECTOR_BYTES;
@@ -163,9 +200,10 @@ impl<B: Buffer> Store<B> {
     ) -> Option<Target> {
         match self.directory.entry(piece) {
             None => Some(Target::None(None)),
-            Some(Entry::Hole(index)) => {
-                Some(Target::None(Some((index, self.directory.holes[&index].hole))))
-            }
+            Some(Entry::Hole(index)) => Some(Target::None(Some((
+                index,
+                self.directory.holes[&index].hole,
+            )))),
             Some(Entry::Slot(slot, _)) => {
                 let ready = self.page_ready(slot, Some(key), out)
                     && self.settled_ready(piece, slot, key, out);
@@ -185,10 +223,16 @@ impl<B: Buffer> Store<B> {
     /// Waits until everything so far is durable.
     pub(super) fn wait_flushed(&mut self, key: u64, op: &mut Op<B>) -> Step<B> {
         let pending = self.commit.pending();
-        let target = if self.log.is_empty() { pending - 1 } else { pending };
+        let target = if self.log.is_empty() {
+            pending - 1
+        } else {
+            pending
+        };
         self.commit.claim = self.commit.claim.max(target);
         if target <= self.commit.flushed {
-            return Step::Reply(super::api::StoreReply::Done { applied: op.applied });
+            return Step::Reply(super::api::StoreReply::Done {
+                applied: op.applied,
+            });
         }
         self.commit.request(target);
         self.on_flushed.push_back((target, Waiter::Op(key)));
@@ -213,8 +257,16 @@ impl<B: Buffer> Store<B> {
         if new && self.intents.len() >= self.bounds.intents {
             return Some(self.wait_for_intent_room(key));
         }
-        let record = Record::Open { volume, chunk, token, suspect: false };
-        let mut need = Need { relogged: usize::from(new), ..Need::default() };
+        let record = Record::Open {
+            volume,
+            chunk,
+            token,
+            suspect: false,
+        };
+        let mut need = Need {
+            relogged: usize::from(new),
+            ..Need::default()
+        };
         need.record(&record);
         if !self.room(&need, key) {
             return Some(Stop::Parked);
@@ -227,38 +279,72 @@ impl<B: Buffer> Store<B> {
         intent.opening = Some(group);
         intent.waiting.push(key);
         intent.last_group = intent.last_group.max(group);
-        self.on_log_durable.push_back((group, Waiter::Intent(volume, chunk)));
+        self.on_log_durable
+            .push_back((group, Waiter::Intent(volume, chunk)));
         Some(Stop::Parked)
     }
 
     /// The marker rule (see above). `false`: parked.
-    pub(super) fn may_overwrite(&mut self, key: u64, target: &Target, runs: &[(u8, u16)]) -> bool {
+    pub(super) fn may_overwrite(
+        &mut self,
+        key: u64,
+        held: Option<Needs>,
+        target: &Target,
+        runs: &[(u8, u16)],
+    ) -> Result<(), Needs> {
         let Target::Slot(slot) = *target else {
-            return true;
+            return Ok(());
         };
-        let (marker, claim) = (self.commit.marker, self.commit.claim);
+        let needs = match held {
+            Some(needs) => needs,
+            None => self.needs(slot, runs),
+        };
+        // Of the power, only what was promised to be durable matters: a flush may have been asked for
+        // since the request was looked at last.
+        let (first, last) = needs.fresh;
+        let flushed = if first <= self.commit.claim {
+            last.min(self.commit.claim)
+        } else {
+            0
+        };
+        if flushed <= self.commit.marker
+            && last <= self.commit.written_marker.max(self.commit.marker)
+        {
+            return Ok(());
+        }
+        self.marker_wanted = self.marker_wanted.max(flushed);
+        self.written_marker_wanted = self.written_marker_wanted.max(last);
+        self.wait_marker.push(key);
+        Err(needs)
+    }
+
+    fn needs(&mut self, slot: SlotIndex, runs: &[(u8, u16)]) -> Needs {
+        let marker = self.commit.marker;
         let cached = self.cache.get(slot).expect("the page is at hand");
         if cached.fresh_group <= marker {
             cached.clear_fresh();
-            return true;
-        }
-        // Only what was promised to be durable matters, and a marker up to there is enough.
-        let needed = cached.fresh_group.min(claim);
-        if cached.fresh_first > claim || needed <= marker {
-            return true;
+            return Needs::default();
         }
         let page = cached.page.as_ref().expect("the slot has an owner");
         let risky = runs
             .iter()
-            .flat_map(|(at, count)| (Run { slot, first: *at, count: *count }).sectors())
+            .flat_map(|(at, count)| {
+                (Run {
+                    slot,
+                    first: *at,
+                    count: *count,
+                })
+                .sectors()
+            })
             .any(|sector| {
                 cached.is_fresh(sector) && page.state(sector).flags & SectorState::ZERO == 0
             });
-        if risky {
-            self.marker_wanted = self.marker_wanted.max(needed);
-            self.wait_marker.push(key);
-        }
-        !risky
+        let fresh = if risky {
+            (cached.fresh_first, cached.fresh_group)
+        } else {
+            (0, 0)
+        };
+        Needs { fresh }
     }
 
     /// Admits `need`, allocates a slot if there is none.
@@ -281,7 +367,12 @@ impl<B: Buffer> Store<B> {
         let Some(slot) = self.space.free.last().copied() else {
             return Err(self.wait_for_slot(key));
         };
-        let record = Record::Alloc { slot, key: *piece, generation, hole };
+        let record = Record::Alloc {
+            slot,
+            key: *piece,
+            generation,
+            hole,
+        };
         need.record(&record);
         need.pages += 2;
         if !self.room(&need, key) {
@@ -291,11 +382,13 @@ impl<B: Buffer> Store<B> {
         self.log.append(&record);
         let states = (0..=u8::MAX)
             .map(|sector| hole.map_or(SectorState::UNWRITTEN, |(_, hole)| hole.state(sector)));
-        self.cache.insert(slot, Some(Page::allocated(piece, generation, states)));
+        self.cache
+            .insert(slot, Some(Page::allocated(piece, generation, states)));
         self.reading.remove(&slot);
         if let Some((index, _)) = hole {
             self.directory.drop_hole(index);
-            self.dirty_hole_pages.insert(index.page(self.geometry.slots));
+            self.dirty_hole_pages
+                .insert(index.page(self.geometry.slots));
         }
         self.directory.set(piece, Entry::Slot(slot, generation));
         Ok(slot)
@@ -370,9 +463,19 @@ impl<B: Buffer> Store<B> {
         out: &mut Vec<StoreAction<B>>,
     ) {
         let group = self.commit.data_begins(dsync);
-        let io = self.io(Io::Data { op: key, group, first, count });
+        let io = self.io(Io::Data {
+            op: key,
+            group,
+            first,
+            count,
+        });
         let position = self.geometry.slot_position(slot) + u64::from(first) * SECTOR_BYTES as u64;
-        out.push(StoreAction::Disk(DiskOp::Write { io, position, data, dsync }));
+        out.push(StoreAction::Disk(DiskOp::Write {
+            io,
+            position,
+            data,
+            dsync,
+        }));
     }
 
     /// A data write ended. If it failed, nobody knows what is there now.
@@ -384,20 +487,35 @@ impl<B: Buffer> Store<B> {
         error: Option<i32>,
         out: &mut Vec<StoreAction<B>>,
     ) {
-        let op = self.ops.get_mut(key).expect("the request waits for its data");
+        let op = self
+            .ops
+            .get_mut(key)
+            .expect("the request waits for its data");
         op.ios -= 1;
         if let Some(errno) = error {
             let span = op.kind.span().expect("only ranges have data");
-            let status = if errno == ENOSPC { Status::NoSpace } else { Status::IoError };
+            let status = if errno == ENOSPC {
+                Status::NoSpace
+            } else {
+                Status::IoError
+            };
             op.failure = Some((status, span.in_chunk(first)));
-            let failed = Span { first, count, ..span };
+            let failed = Span {
+                first,
+                count,
+                ..span
+            };
             self.mark_bad(&failed, &failed.sectors().collect::<Vec<u8>>());
         }
         self.settle_up(key, out);
     }
 
-    /// Before sealing: a marker block, if one is wanted and all that it tells of is flushed.
+    /// Before sealing: a block that tells the marks, if one is wanted and they can be told.
     pub(super) fn want_marker(&mut self) {
+        let wanted = self.written_marker_wanted;
+        if wanted > self.commit.written_marker_coming() && wanted <= self.commit.complete() {
+            self.log.touch();
+        }
         if self.marker_wanted <= self.commit.marker || self.marker_group.is_some() {
             return;
         }
@@ -411,12 +529,14 @@ impl<B: Buffer> Store<B> {
     }
 
     pub(super) fn marker_progress(&mut self) {
-        if self.marker_group.is_some_and(|group| group <= self.commit.log_durable()) {
+        if self
+            .marker_group
+            .is_some_and(|group| group <= self.commit.log_durable())
+        {
             self.marker_group = None;
         }
-        if self.marker_wanted <= self.commit.marker {
-            self.ready.extend(self.wait_marker.drain(..));
-        }
+        // Few wait, and each knows its own needs.
+        self.ready.extend(self.wait_marker.drain(..));
     }
 }
 

@@ -20,14 +20,23 @@ impl<B: Buffer> Store<B> {
         op: &mut Op<B>,
         out: &mut Vec<StoreAction<B>>,
     ) -> Step<B> {
-        let Kind::Zero { span, version, generation, unmap, fua } = &op.kind else {
+        let Kind::Zero {
+            span,
+            version,
+            generation,
+            unmap,
+            fua,
+        } = &op.kind
+        else {
             panic!("called for zeros");
         };
         let (span, version, generation, unmap, fua) = (*span, *version, *generation, *unmap, *fua);
         let Some(target) = self.target(key, &span.key, out) else {
             return Step::Wait;
         };
-        let runs = runs(&span, |sector| is_newer(version, &target.state(self, sector)));
+        let runs = runs(&span, |sector| {
+            is_newer(version, &target.state(self, sector))
+        });
         if runs.is_empty() {
             return self.nothing_to_do(key, op, fua);
         }
@@ -36,12 +45,16 @@ impl<B: Buffer> Store<B> {
         }
         let mut after = self.states_of(&target);
         for (first, count) in &runs {
-            after[usize::from(*first)..][..usize::from(*count)]
-                .fill(SectorState { version, ..SectorState::UNWRITTEN });
+            after[usize::from(*first)..][..usize::from(*count)].fill(SectorState {
+                version,
+                ..SectorState::UNWRITTEN
+            });
         }
         let done = match &target {
             Target::None(_) => self.make_hole(key, &span.key, &target, &after, generation),
-            Target::Slot(slot) if unmap => self.free_slot(key, &span.key, *slot, &after, generation),
+            Target::Slot(slot) if unmap => {
+                self.free_slot(key, &span.key, *slot, &after, generation)
+            }
             Target::Slot(_) => Ok(false),
         };
         match done {
@@ -50,8 +63,16 @@ impl<B: Buffer> Store<B> {
             Ok(false) => {
                 let records = |slot: SlotIndex| {
                     runs.iter().map(move |(first, count)| {
-                        let run = Run { slot, first: *first, count: *count };
-                        Record::Zero { run, version, generation }
+                        let run = Run {
+                            slot,
+                            first: *first,
+                            count: *count,
+                        };
+                        Record::Zero {
+                            run,
+                            version,
+                            generation,
+                        }
                     })
                 };
                 let mut need = Need::default();
@@ -104,8 +125,15 @@ impl<B: Buffer> Store<B> {
         let Some(index) = held.or_else(|| self.directory.next_hole()) else {
             return Ok(false);
         };
-        let record = Record::Hole { index, key: *piece, hole };
-        let mut need = Need { pages: 1, ..Need::default() };
+        let record = Record::Hole {
+            index,
+            key: *piece,
+            hole,
+        };
+        let mut need = Need {
+            pages: 1,
+            ..Need::default()
+        };
         need.record(&record);
         if !self.room(&need, key) {
             return Err(Stop::Parked);
@@ -131,8 +159,14 @@ impl<B: Buffer> Store<B> {
         let Some(index) = self.directory.next_hole() else {
             return Ok(false);
         };
-        let record = Record::Free { slot, hole: Some((index, *piece, hole)) };
-        let mut need = Need { pages: 2, ..Need::default() };
+        let record = Record::Free {
+            slot,
+            hole: Some((index, *piece, hole)),
+        };
+        let mut need = Need {
+            pages: 2,
+            ..Need::default()
+        };
         need.record(&record);
         if !self.room(&need, key) {
             return Err(Stop::Parked);
@@ -146,8 +180,16 @@ impl<B: Buffer> Store<B> {
     }
 
     fn set_hole(&mut self, piece: &SlotKey, index: HoleIndex, hole: Hole, block: u64) {
-        self.directory.set_hole(index, HoleEntry { key: *piece, hole, block });
+        self.directory.set_hole(
+            index,
+            HoleEntry {
+                key: *piece,
+                hole,
+                block,
+            },
+        );
         self.directory.set(piece, Entry::Hole(index));
-        self.dirty_hole_pages.insert(index.page(self.geometry.slots));
+        self.dirty_hole_pages
+            .insert(index.page(self.geometry.slots));
     }
 }

@@ -88,6 +88,11 @@ impl FileDisk {
         })
     }
 
+    /// Wait for the last I/O of a run that was killed; see [`super::fence`].
+    pub(super) fn wait_for_former_run(&self) -> io::Result<()> {
+        super::fence::wait(&self.file)
+    }
+
     /// A block device, not a file?
     pub fn is_block(&self) -> bool {
         self.is_block

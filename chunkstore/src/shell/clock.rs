@@ -16,3 +16,10 @@ pub(super) fn now_ns() -> u64 {
 pub(super) fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
+
+/// For what happens outside the process and tells nobody: a lease that runs out, the sockets of a
+/// process that was killed.
+#[allow(clippy::disallowed_methods)] // there is no event to wait for
+pub(super) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}

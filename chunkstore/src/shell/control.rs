@@ -3,7 +3,7 @@
 //! Runs on a thread of its own, because the metadata store blocks. Shards never wait for it: they
 //! look at the deadline that it moves on with each renewal that succeeded.
 
-use super::clock::{now_ns, ns};
+use super::clock::{now_ns, ns, pause};
 use super::hello::{self, Found};
 use super::run::Event;
 use super::shard::{Command, Shared};
@@ -137,12 +137,6 @@ pub(super) fn check(
         }
         pause(LOOK_EVERY);
     }
-}
-
-/// Waits for the wall clock: what is waited for happens elsewhere and tells nobody.
-#[allow(clippy::disallowed_methods)] // a lease of another process runs out by time alone
-fn pause(time: Duration) {
-    std::thread::sleep(time);
 }
 
 /// The thread.

@@ -34,6 +34,8 @@ impl Device {
         options.read(true).write(true);
         let plain = options.dma_open(path).await?;
         let dsync = options.custom_flags(libc::O_DSYNC).dma_open(path).await?;
+        super::fence::mark(&plain)?;
+        super::fence::mark(&dsync)?;
         Ok(Self { plain, dsync })
     }
 

@@ -226,6 +226,8 @@ fn make(options: &Options, cluster: ClusterId) -> Result<NodeSuperblock, Error> 
         allocate(path, bytes - bytes % 4096).map_err(io_error("allocate", path))?;
     }
     let mut disk = open_exclusive(path)?;
+    disk.wait_for_former_run()
+        .map_err(io_error("wait for the former run on", path))?;
     let what = NodeFormat {
         cluster,
         node: NodeId(random().map_err(io_error("read", Path::new(RANDOM)))?),

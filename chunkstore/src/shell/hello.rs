@@ -70,7 +70,11 @@ fn ask(mut stream: impl Read + Write, cluster: ClusterId, node: NodeId) -> std::
     let mut buffer = [0; 512];
     while frames.is_empty() {
         let received = stream.read(&mut buffer)?;
-        if received == 0 || decoder.feed(&buffer[..received], &mut frames).is_err() {
+        if received == 0 {
+            // A process that is going away, or one that has too many connections.
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if decoder.feed(&buffer[..received], &mut frames).is_err() {
             return Ok(false);
         }
     }

@@ -1,12 +1,19 @@
 //! The sockets that shards listen on, bound before anything is opened or registered.
 
+use super::clock::{now_ns, ns, pause};
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use ukai_proto::ShardIndex;
+
+/// The kernel closes the listening sockets of a killed process a little after the process is gone,
+/// when it gets to taking its ring down.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_LOOK: Duration = Duration::from_millis(20);
 
 /// A socket could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +45,14 @@ pub(super) fn bind(
     let mut addresses = Vec::new();
     let mut unix_path = None;
     if let Some(dir) = unix_dir {
+        // Others read the address in another working directory.
+        let made = fs::create_dir_all(dir).and_then(|()| dir.canonicalize());
+        let dir = made.map_err(|source| ListenError {
+            address: format!("unix:{}", dir.display()),
+            source,
+        })?;
         let path = dir.join(format!("{name}-{shard}.sock"));
-        let listener = bind_unix(&path).map_err(|source| ListenError {
+        let listener = patiently(|| bind_unix(&path)).map_err(|source| ListenError {
             address: format!("unix:{}", path.display()),
             source,
         })?;
@@ -56,7 +69,10 @@ pub(super) fn bind(
         })?;
         tcp.set_port(port);
     }
-    let bound = TcpListener::bind(tcp).and_then(|listener| Ok((listener.local_addr()?, listener)));
+    let bound = patiently(|| {
+        let listener = TcpListener::bind(tcp)?;
+        Ok((listener.local_addr()?, listener))
+    });
     let (address, listener) = bound.map_err(|source| ListenError {
         address: format!("tcp:{tcp}"),
         source,
@@ -73,10 +89,20 @@ pub(super) fn bind(
     })
 }
 
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
+/// Try again for a while if the address is in use.
+fn patiently<T>(mut bind: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let until = now_ns() + ns(LINGER);
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && now_ns() < until => {
+                pause(LINGER_LOOK);
+            }
+            result => return result,
+        }
     }
+}
+
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if path.exists() {
         // Left over from a run that was killed, unless somebody answers.
         match UnixStream::connect(path) {

@@ -17,6 +17,7 @@ mod conn;
 pub mod control;
 mod device;
 mod executor;
+mod fence;
 pub mod format;
 mod gather;
 mod hello;

@@ -36,7 +36,7 @@ pub struct Options {
     pub advertise: Option<String>,
     /// Directory of Unix sockets.
     pub unix_dir: Option<PathBuf>,
-    /// CPUs.
+    /// CPUs; none: one for each shard, from 0 on, as far as there are.
     pub cores: Vec<usize>,
     /// Allow plaintext beyond this host.
     pub insecure_plaintext: bool,
@@ -143,6 +143,8 @@ pub fn run(options: &Options) -> Result<(), Error> {
     check_file_system(path)?;
     // Held to the end: its lock keeps a second daemon off this file.
     let mut disk = open_exclusive(path)?;
+    disk.wait_for_former_run()
+        .map_err(io_error("wait for the former run on", path))?;
     let node_error = |source| Error::Node {
         path: path.clone(),
         source,
@@ -335,8 +337,13 @@ fn start_executors(
     setting: &Setting,
 ) -> Result<Vec<flume::Sender<Command>>, Error> {
     let mut commands = Vec::new();
-    let mut plans: Vec<Vec<Plan>> = options.cores.iter().map(|_| Vec::new()).collect();
-    assert!(!plans.is_empty(), "the command line demands a core");
+    let cores = if options.cores.is_empty() {
+        let there = std::thread::available_parallelism().map_or(1, usize::from);
+        (0..usize::from(block.shard_count).min(there)).collect()
+    } else {
+        options.cores.clone()
+    };
+    let mut plans: Vec<Vec<Plan>> = cores.iter().map(|_| Vec::new()).collect();
     for (index, listeners) in (0u16..).zip(listeners) {
         // Bounded by its sender: the control thread tells each change of the lease, rarely.
         let (sender, receiver) = flume::unbounded();
@@ -356,13 +363,12 @@ fn start_executors(
             commands: receiver,
         });
     }
-    for (core, plans) in options.cores.iter().zip(plans) {
+    for (core, plans) in cores.into_iter().zip(plans) {
         if plans.is_empty() {
             continue;
         }
-        let executor = executor::spawn(*core, plans, setting.clone())?;
+        let executor = executor::spawn(core, plans, setting.clone())?;
         let events = setting.events.clone();
-        let core = *core;
         let watch = move || {
             if let Err(error) = executor.join() {
                 let _ = events.send(Event::Failed(format!("executor on CPU {core}: {error}")));

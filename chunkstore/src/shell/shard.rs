@@ -25,8 +25,10 @@ use ukai_proto::limits::SLOT_BYTES;
 const TURN_EVENTS_MAX: usize = 512;
 /// Receivers pause while so many events wait: a turn is then overdue.
 const QUEUE_EVENTS_MAX: usize = 2048;
-/// How often a shard looks at its lease and lets the core see the time.
+/// How often the core sees the time, and the lease is looked at, if nothing else happens.
 const TICK: Duration = Duration::from_millis(250);
+/// A shard stops serving so long before its lease could have ended.
+const LEASE_MARGIN: Duration = Duration::from_millis(250);
 /// After an accept that failed (no descriptors left, say) before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -62,6 +64,7 @@ pub(super) struct Shard {
     peers: RefCell<BTreeMap<PeerId, Rc<Conn>>>,
     next_conn: Cell<u64>,
     lease_held: Cell<bool>,
+    poisoned: Cell<bool>,
 }
 
 impl Shard {
@@ -84,6 +87,7 @@ impl Shard {
             peers: RefCell::default(),
             next_conn: Cell::new(1),
             lease_held: Cell::new(false),
+            poisoned: Cell::new(false),
         })
     }
 
@@ -119,6 +123,10 @@ impl Shard {
             let now = now_ns();
             {
                 let mut core = self.core.borrow_mut();
+                // Before anything is served: the process may have been stopped for a while.
+                if let Some(event) = self.look_at_lease(now) {
+                    core.handle(now, event, &mut actions);
+                }
                 for _ in 0..TURN_EVENTS_MAX {
                     let Some(event) = self.queue.borrow_mut().pop_front() else {
                         break;
@@ -271,7 +279,7 @@ impl Shard {
     async fn listen_to(self: Rc<Self>, commands: flume::Receiver<Command>) {
         while let Ok(command) = commands.recv_async().await {
             match command {
-                Command::Lease => self.look_at_lease(),
+                Command::Lease => self.push(ShardEvent::Tick),
                 Command::Stop => self.push(ShardEvent::Stop),
             }
         }
@@ -279,9 +287,18 @@ impl Shard {
 
     async fn tick(self: Rc<Self>) {
         loop {
-            self.look_at_lease();
             self.push(ShardEvent::Tick);
-            let (used, _) = self.core.borrow().store().slots();
+            let (used, poisoned) = {
+                let core = self.core.borrow();
+                (core.store().slots().0, core.store().poisoned())
+            };
+            if poisoned && !self.poisoned.replace(true) {
+                tracing::error!(
+                    shard = self.index,
+                    "a log write or flush failed: the shard refuses writes; check the device, then \
+                     start the node again"
+                );
+            }
             if let Some(gauge) = self.shared.used_bytes.get(self.index) {
                 gauge.store(used * SLOT_BYTES as u64, Ordering::Relaxed);
             }
@@ -290,20 +307,20 @@ impl Shard {
     }
 
     /// The shard stops serving by its own clock, whatever the control thread is stuck in.
-    fn look_at_lease(&self) {
+    fn look_at_lease(&self, now: u64) -> Option<ShardEvent<NodeBuf>> {
         let until = self.shared.lease_until.load(Ordering::Acquire);
-        // One tick early, because the next look is a tick away.
-        let held = now_ns().saturating_add(ns(TICK)) < until;
-        if held != self.lease_held.replace(held) {
-            self.push(if held {
-                ShardEvent::LeaseHeld
-            } else {
+        // A little early: what this turn admits takes its time on the device.
+        let held = now.saturating_add(ns(LEASE_MARGIN)) < until;
+        match (self.lease_held.replace(held), held) {
+            (false, true) => Some(ShardEvent::LeaseHeld),
+            (true, false) => {
                 tracing::warn!(
                     shard = self.index,
                     "membership not renewed in time: not serving"
                 );
-                ShardEvent::LeaseLost
-            });
+                Some(ShardEvent::LeaseLost)
+            }
+            _ => None,
         }
     }
 }

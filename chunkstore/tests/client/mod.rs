@@ -66,12 +66,23 @@ impl Cluster {
 
     /// Start `chunkstore run` on a node's file and wait until it is ready.
     pub(crate) fn start(&self, name: &str, more: &[&str]) -> Node {
+        self.start_with(name, more, &[])
+    }
+
+    /// The same with more environment.
+    pub(crate) fn start_with(
+        &self,
+        name: &str,
+        more: &[&str],
+        environment: &[(&str, &Path)],
+    ) -> Node {
         let child = Command::new(BINARY)
             .arg("run")
             .arg(self.path(name))
             .args(["--unix-dir", self.path("sockets").to_str().expect("utf-8")])
             .args(more)
             .env("UKAI_META", self.meta())
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(self.path(&format!("{name}.log"))).expect("log"))
             .spawn()

@@ -1,6 +1,6 @@
 //! Guests: what they ask, what they see, and the history of it.
 
-use crate::Canary;
+use crate::{Canary, Failure};
 use crate::front::lane_id;
 use crate::swarm::Swarm;
 use crate::verify::Phase;
@@ -316,6 +316,11 @@ impl World {
         self.say(|| format!("f{front}: op {} ends: {result:?}", slot.op));
         if !slot.answered {
             self.answer(&slot, result);
+        }
+        if let Err(error @ (GuestError::Io | GuestError::NoSpace | GuestError::Invalid)) = result {
+            // No fault of the simulator lasts as long as requests are held, and space suffices.
+            let what = format!("op {} fails: {error}; {}", slot.op, self.front_status(front));
+            self.fail(Failure::Liveness(what));
         }
         if result != Err(GuestError::Fenced) {
             let at = self.queue.now() + self.up_to(self.swarm.think_ns);

@@ -80,7 +80,7 @@ pub(super) fn show(context: &Context) -> Result<()> {
             ("site", Align::Left),
             ("nodes alive", Align::Left),
             ("capacity", Align::Right),
-            ("used by the living", Align::Right),
+            ("used", Align::Right),
         ];
         format!("{head}\n\n{}", table(&columns, rows))
     });

@@ -113,24 +113,81 @@ pub(super) fn stats(context: &Context, name: &str) -> Result<()> {
     nodes.sort_by(|a, b| (&a.site, &a.node).cmp(&(&b.site, &b.node)));
     let value = json!({ "volume": name, "front": front, "nodes": nodes });
     context.output.show(&value, || {
-        let front = front.as_ref().map_or_else(
-            || "not attached: no front to ask".into(),
-            |front| {
-                let mut lines = Vec::new();
-                flatten("", front, &mut lines);
-                let lines: Vec<(&str, String)> = lines
-                    .iter()
-                    .map(|(name, value)| (name.as_str(), value.clone()))
-                    .collect();
-                fields(&lines)
-            },
-        );
+        let front = front
+            .as_ref()
+            .map_or_else(|| "not attached: no front to ask".into(), front_text);
         format!(
             "{front}\n\nnodes, all their volumes together, since their start:\n{}",
             counters_table(&nodes)
         )
     });
     Ok(())
+}
+
+/// Columns of a latency summary, in the front's words.
+const LATENCY: [(&str, &str); 6] = [
+    ("count", "count"),
+    ("mean us", "mean_us"),
+    ("p50 us", "p50_us"),
+    ("p99 us", "p99_us"),
+    ("p99.9 us", "p99_9_us"),
+    ("max us", "max_us"),
+];
+
+const ROUND_TRIP: &str = "round trip to ";
+
+/// The front's answer: latency summaries as a table, everything else as lines. Its counters grow with
+/// its releases; all are shown.
+fn front_text(answer: &Value) -> String {
+    let mut rows = Vec::new();
+    let mut rest = Vec::new();
+    for (name, value) in answer.as_object().into_iter().flatten() {
+        match value {
+            // Said by the caller, or not worth saying.
+            _ if name == "ok" || name == "volume" => {}
+            Value::Array(list) => {
+                for item in list {
+                    match (item["name"].as_str(), latency_row("", &item["round_trip"])) {
+                        (Some(node), Some(row)) => {
+                            rows.push(named(format!("{ROUND_TRIP}{node}"), row));
+                        }
+                        _ => flatten(name, item, &mut rest),
+                    }
+                }
+            }
+            value => match latency_row(name, value) {
+                Some(row) => rows.push(row),
+                None => flatten(name, value, &mut rest),
+            },
+        }
+    }
+    // The guest's operations first.
+    rows.sort_by_key(|row: &Vec<String>| (row[0].starts_with(ROUND_TRIP), row[0].clone()));
+    let mut columns = vec![("what", Align::Left)];
+    columns.extend(LATENCY.iter().map(|(title, _)| (*title, Align::Right)));
+    let rest: Vec<(&str, String)> = rest
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.clone()))
+        .collect();
+    format!("{}\n\n{}", table(&columns, rows), fields(&rest))
+}
+
+fn named(name: String, mut row: Vec<String>) -> Vec<String> {
+    row[0] = name;
+    row
+}
+
+/// A row of the table, if the value is a latency summary.
+fn latency_row(name: &str, value: &Value) -> Option<Vec<String>> {
+    let mut row = vec![name.to_owned()];
+    for (_, field) in LATENCY {
+        let number = value.get(field)?;
+        row.push(match number.as_u64() {
+            Some(count) => count.to_string(),
+            None => format!("{:.1}", number.as_f64()?),
+        });
+    }
+    Some(row)
 }
 
 /// Nested values as `a.b.c` lines. The front's counters grow with its releases; all are shown.
@@ -168,6 +225,27 @@ fn plain(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn latencies_become_a_table_and_the_rest_lines() {
+        let summary = json!({ "count": 2, "mean_us": 1.25, "p50_us": 1.0, "p99_us": 2.0,
+                              "p99_9_us": 2.0, "max_us": 2.5 });
+        let text = front_text(&json!({ "ok": true, "read": summary, "errors": 3,
+                                       "nodes": [{ "name": "n1", "round_trip": summary }] }));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("WHAT"), "{text}");
+        assert!(
+            text.contains("round trip to n1") && text.contains("errors  3"),
+            "{text}"
+        );
+        assert!(
+            lines
+                .iter()
+                .any(|line| line.starts_with("read") && line.ends_with("2.5")),
+            "{text}"
+        );
+        assert!(!text.contains("ok"), "{text}");
+    }
 
     #[test]
     fn nested_counters_become_lines() {

@@ -153,11 +153,12 @@ fn warn_if_full(size: ByteSize, choices: &[Choice], nodes: &[NodeState]) {
 
 fn report(context: &Context, map: &VolumeMap, nodes: &[NodeState], done: &str) -> Result<()> {
     let names = context.names_of(nodes);
-    let on: Vec<String> = map
+    let mut on: Vec<String> = map
         .nodes()
         .into_iter()
         .map(|node| names.name_and_site(node))
         .collect();
+    on.sort();
     let head = &map.head;
     let value = json!({
         "done": done,

@@ -40,11 +40,12 @@ pub(super) fn delete(context: &Context, args: &Delete) -> Result<()> {
         ))
         .next("nothing was changed; start them, or give --abandon-unreachable if they never come back"));
     }
-    let on: Vec<String> = map
+    let mut on: Vec<String> = map
         .nodes()
         .into_iter()
         .map(|node| names.name(node))
         .collect();
+    on.sort();
     if args.dry_run {
         return report(context, args, &on, &unreachable);
     }

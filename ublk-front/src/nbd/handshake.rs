@@ -132,7 +132,9 @@ impl Handshake {
             let rest = &bytes[taken..];
             taken += match self.state {
                 State::ClientFlags => {
-                    let Some(raw) = rest.first_chunk::<4>() else { return Ok(taken) };
+                    let Some(raw) = rest.first_chunk::<4>() else {
+                        return Ok(taken);
+                    };
                     let flags = u32::from_be_bytes(*raw);
                     if flags & !u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES) != 0 {
                         return Err(HandshakeError::ClientFlags(flags));
@@ -142,14 +144,20 @@ impl Handshake {
                     4
                 }
                 State::Options => {
-                    let Some(n) = self.option(rest, out)? else { return Ok(taken) };
+                    let Some(n) = self.option(rest, out)? else {
+                        return Ok(taken);
+                    };
                     n
                 }
                 State::Skip(left) => {
                     let n = rest.len().min(left as usize);
                     #[allow(clippy::cast_possible_truncation)] // at most `left`
                     let left = left - n as u32;
-                    self.state = if left == 0 { State::Options } else { State::Skip(left) };
+                    self.state = if left == 0 {
+                        State::Options
+                    } else {
+                        State::Skip(left)
+                    };
                     if n == 0 && left > 0 {
                         return Ok(taken);
                     }
@@ -233,7 +241,12 @@ impl Handshake {
 
     fn info(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) {
         let Some((name, wanted)) = parse_info(data) else {
-            return reply(out, option, REP_ERR_INVALID, b"malformed information request");
+            return reply(
+                out,
+                option,
+                REP_ERR_INVALID,
+                b"malformed information request",
+            );
         };
         if !self.is_export(name) {
             return reply(out, option, REP_ERR_UNKNOWN, b"no such export");
@@ -280,11 +293,15 @@ fn reply(out: &mut Vec<u8>, option: u32, kind: u32, data: &[u8]) {
 }
 
 fn be32(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0, |value, byte| value << 8 | u32::from(*byte))
+    bytes
+        .iter()
+        .fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
 
 fn be64(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    bytes
+        .iter()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]
@@ -292,7 +309,10 @@ mod tests {
     use super::*;
 
     fn export() -> Export {
-        Export { name: "vol".into(), size_bytes: 1 << 30 }
+        Export {
+            name: "vol".into(),
+            size_bytes: 1 << 30,
+        }
     }
 
     fn option(option: u32, data: &[u8]) -> Vec<u8> {
@@ -307,7 +327,9 @@ mod tests {
         let mut data = u32::try_from(name.len()).unwrap().to_be_bytes().to_vec();
         data.extend(name.as_bytes());
         data.extend(u16::try_from(wanted.len()).unwrap().to_be_bytes());
-        wanted.iter().for_each(|kind| data.extend(kind.to_be_bytes()));
+        wanted
+            .iter()
+            .for_each(|kind| data.extend(kind.to_be_bytes()));
         data
     }
 
@@ -333,16 +355,27 @@ mod tests {
 
     #[test]
     fn go_tells_size_name_and_blocks_then_transmits() {
-        let input = [option(OPT_STRUCTURED_REPLY, &[]), option(OPT_GO, &go("vol", &[1, 3]))].concat();
+        let input = [
+            option(OPT_STRUCTURED_REPLY, &[]),
+            option(OPT_GO, &go("vol", &[1, 3])),
+        ]
+        .concat();
         let (handshake, out, _) = run(&input);
-        assert_eq!(kinds(&out), [REP_ACK, REP_INFO, REP_INFO, REP_INFO, REP_ACK]);
+        assert_eq!(
+            kinds(&out),
+            [REP_ACK, REP_INFO, REP_INFO, REP_INFO, REP_ACK]
+        );
         let negotiated = Negotiated { structured: true };
         assert_eq!(handshake.progress(), Progress::Transmission(negotiated));
     }
 
     #[test]
     fn an_unknown_export_is_refused_and_negotiation_goes_on() {
-        let input = [option(OPT_GO, &go("other", &[])), option(OPT_INFO, &go("", &[]))].concat();
+        let input = [
+            option(OPT_GO, &go("other", &[])),
+            option(OPT_INFO, &go("", &[])),
+        ]
+        .concat();
         let (handshake, out, _) = run(&input);
         assert_eq!(kinds(&out), [REP_ERR_UNKNOWN, REP_INFO, REP_INFO, REP_ACK]);
         assert_eq!(handshake.progress(), Progress::Going);

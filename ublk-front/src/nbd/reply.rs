@@ -57,7 +57,10 @@ mod tests {
     fn bytes_are_those_of_the_specification() {
         let mut out: Vec<u8> = Vec::new();
         plain(5, Err(NbdError::NoSpace), |b| out.extend(b));
-        assert_eq!(out, [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 28, 0, 0, 0, 0, 0, 0, 0, 5]);
+        assert_eq!(
+            out,
+            [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 28, 0, 0, 0, 0, 0, 0, 0, 5]
+        );
         out.clear();
         data(true, 5, 4096, 512, |b| out.extend(b));
         assert_eq!(out[..8], [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1]);

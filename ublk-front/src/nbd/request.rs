@@ -68,7 +68,9 @@ impl Request {
     pub fn decode(raw: &[u8; REQUEST_BYTES]) -> Option<Self> {
         let field = |from: usize, len: usize| {
             let bytes = &raw[from..from + len];
-            bytes.iter().fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+            bytes
+                .iter()
+                .fold(0u64, |value, byte| value << 8 | u64::from(*byte))
         };
         #[allow(clippy::cast_possible_truncation)] // field widths
         let request = Self {
@@ -90,7 +92,11 @@ impl Request {
     /// Bytes that follow the request; they follow also if it is refused.
     #[must_use]
     pub fn payload_bytes(&self) -> u32 {
-        if self.command == CMD_WRITE { self.length } else { 0 }
+        if self.command == CMD_WRITE {
+            self.length
+        } else {
+            0
+        }
     }
 
     /// Checks it against the protocol and the size of the export.
@@ -121,11 +127,14 @@ impl Request {
         if end.is_none_or(|end| end > size_bytes) {
             // Writers past the end learn that there is no space, as from a block device.
             let write = matches!(self.command, CMD_WRITE | CMD_WRITE_ZEROES);
-            return Err(if write { NbdError::NoSpace } else { NbdError::Invalid });
+            return Err(if write {
+                NbdError::NoSpace
+            } else {
+                NbdError::Invalid
+            });
         }
         let block = u64::from(BLOCK_BYTES);
-        let aligned =
-            self.offset.is_multiple_of(block) && self.length.is_multiple_of(BLOCK_BYTES);
+        let aligned = self.offset.is_multiple_of(block) && self.length.is_multiple_of(BLOCK_BYTES);
         match self.command {
             CMD_READ if self.length <= PAYLOAD_BYTES_MAX => Ok(Work::Read),
             CMD_WRITE if self.length <= PAYLOAD_BYTES_MAX && aligned => Ok(Work::Write { fua }),
@@ -133,7 +142,12 @@ impl Request {
             CMD_TRIM => Ok(self.trim(fua)),
             CMD_WRITE_ZEROES if aligned => {
                 let unmap = self.flags & FLAG_NO_HOLE == 0;
-                Ok(Work::Zero { offset: self.offset, length: self.length, unmap, fua })
+                Ok(Work::Zero {
+                    offset: self.offset,
+                    length: self.length,
+                    unmap,
+                    fua,
+                })
             }
             _ => Err(NbdError::Invalid),
         }
@@ -147,7 +161,12 @@ impl Request {
         #[allow(clippy::cast_possible_truncation)] // not longer than the request
         match end.checked_sub(start) {
             None | Some(0) => Work::Nothing,
-            Some(length) => Work::Zero { offset: start, length: length as u32, unmap: true, fua },
+            Some(length) => Work::Zero {
+                offset: start,
+                length: length as u32,
+                unmap: true,
+                fua,
+            },
         }
     }
 
@@ -173,22 +192,35 @@ mod tests {
     const SIZE: u64 = 1 << 30;
 
     fn request(command: u16, flags: u16, offset: u64, length: u32) -> Request {
-        Request { flags, command, cookie: 7, offset, length }
+        Request {
+            flags,
+            command,
+            cookie: 7,
+            offset,
+            length,
+        }
     }
 
     #[test]
     fn flags_ranges_and_alignment_are_checked() {
-        let ok = |command, flags, offset, length| request(command, flags, offset, length).work(SIZE);
+        let ok =
+            |command, flags, offset, length| request(command, flags, offset, length).work(SIZE);
         assert_eq!(ok(CMD_READ, FLAG_DF, 0, 4096), Ok(Work::Read));
         assert_eq!(ok(CMD_READ, 0, 513, 100), Ok(Work::Read));
         assert_eq!(ok(CMD_READ, FLAG_NO_HOLE, 0, 4096), Err(NbdError::Invalid));
         assert_eq!(ok(CMD_READ, 0, SIZE, 1), Err(NbdError::Invalid));
         assert_eq!(ok(CMD_READ, 0, u64::MAX, 1), Err(NbdError::Invalid));
         assert_eq!(ok(CMD_READ, 0, 0, 0), Err(NbdError::Invalid));
-        assert_eq!(ok(CMD_WRITE, FLAG_FUA, 4096, 8192), Ok(Work::Write { fua: true }));
+        assert_eq!(
+            ok(CMD_WRITE, FLAG_FUA, 4096, 8192),
+            Ok(Work::Write { fua: true })
+        );
         assert_eq!(ok(CMD_WRITE, 0, 512, 4096), Err(NbdError::Invalid));
         assert_eq!(ok(CMD_WRITE, 0, SIZE - 4096, 8192), Err(NbdError::NoSpace));
-        assert_eq!(ok(CMD_WRITE, 0, 0, PAYLOAD_BYTES_MAX + 4096), Err(NbdError::Invalid));
+        assert_eq!(
+            ok(CMD_WRITE, 0, 0, PAYLOAD_BYTES_MAX + 4096),
+            Err(NbdError::Invalid)
+        );
         assert_eq!(ok(CMD_FLUSH, 0, 0, 0), Ok(Work::Flush));
         assert_eq!(ok(CMD_FLUSH, 0, 0, 1), Err(NbdError::Invalid));
         assert_eq!(ok(CMD_CACHE, 0, 0, 4096), Ok(Work::Nothing));
@@ -200,13 +232,29 @@ mod tests {
 
     #[test]
     fn zeroes_keep_space_with_no_hole_and_trims_are_rounded_inwards() {
-        let zero = |offset, length, unmap| Ok(Work::Zero { offset, length, unmap, fua: false });
-        assert_eq!(request(CMD_WRITE_ZEROES, 0, 0, 4096).work(SIZE), zero(0, 4096, true));
+        let zero = |offset, length, unmap| {
+            Ok(Work::Zero {
+                offset,
+                length,
+                unmap,
+                fua: false,
+            })
+        };
+        assert_eq!(
+            request(CMD_WRITE_ZEROES, 0, 0, 4096).work(SIZE),
+            zero(0, 4096, true)
+        );
         let no_hole = request(CMD_WRITE_ZEROES, FLAG_NO_HOLE, 0, 4096);
         assert_eq!(no_hole.work(SIZE), zero(0, 4096, false));
-        assert_eq!(request(CMD_TRIM, 0, 1, 12_000).work(SIZE), zero(4096, 4096, true));
+        assert_eq!(
+            request(CMD_TRIM, 0, 1, 12_000).work(SIZE),
+            zero(4096, 4096, true)
+        );
         assert_eq!(request(CMD_TRIM, 0, 1, 4096).work(SIZE), Ok(Work::Nothing));
-        assert_eq!(request(CMD_TRIM, 0, 4097, 100).work(SIZE), Ok(Work::Nothing));
+        assert_eq!(
+            request(CMD_TRIM, 0, 4097, 100).work(SIZE),
+            Ok(Work::Nothing)
+        );
     }
 
     proptest! {

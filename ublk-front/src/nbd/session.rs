@@ -37,7 +37,9 @@ impl Session {
     /// A new client: `out` gets the greeting.
     #[must_use]
     pub fn new(export: Export, out: &mut Vec<u8>) -> Self {
-        Self { handshake: Handshake::new(export, out) }
+        Self {
+            handshake: Handshake::new(export, out),
+        }
     }
 
     /// What was agreed; meaningful once a request has come.
@@ -80,7 +82,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn export() -> Export {
-        Export { name: "vol".into(), size_bytes: 1 << 30 }
+        Export {
+            name: "vol".into(),
+            size_bytes: 1 << 30,
+        }
     }
 
     /// Everything a stream leads to, when it arrives in pieces of the given sizes.
@@ -125,8 +130,13 @@ mod tests {
             bytes.extend(data);
         }
         for (cookie, (command, length)) in (0..).zip(requests) {
-            let request =
-                Request { flags: 0, command: *command, cookie, offset: 0, length: *length };
+            let request = Request {
+                flags: 0,
+                command: *command,
+                cookie,
+                offset: 0,
+                length: *length,
+            };
             bytes.extend(request.encode());
             bytes.extend(vec![9; request.payload_bytes() as usize]);
         }
@@ -160,9 +170,18 @@ mod tests {
     #[test]
     fn a_huge_write_and_a_wrong_magic_end_the_session() {
         let mut bytes = stream(&[]);
-        let request = Request { flags: 0, command: 1, cookie: 0, offset: 0, length: u32::MAX };
+        let request = Request {
+            flags: 0,
+            command: 1,
+            cookie: 0,
+            offset: 0,
+            length: u32::MAX,
+        };
         bytes.extend(request.encode());
-        assert_eq!(run(&bytes, &[bytes.len()]).2, Some(SessionError::Payload(u32::MAX)));
+        assert_eq!(
+            run(&bytes, &[bytes.len()]).2,
+            Some(SessionError::Payload(u32::MAX))
+        );
         let mut bytes = stream(&[]);
         bytes.extend([0; REQUEST_BYTES]);
         assert_eq!(run(&bytes, &[bytes.len()]).2, Some(SessionError::Magic));

@@ -185,8 +185,8 @@ fn unix_address(path: &Path) -> io::Result<RawAddress> {
     unsafe {
         (&raw mut storage)
             .cast::<libc::sockaddr_un>()
-            .write(address)
-    };
+            .write(address);
+    }
     Ok((storage, size_of::<libc::sockaddr_un>() as libc::socklen_t))
 }
 
@@ -204,7 +204,9 @@ fn tcp_address(address: &SocketAddr) -> RawAddress {
                 sin_zero: [0; 8],
             };
             // SAFETY: as above.
-            unsafe { (&raw mut storage).cast::<libc::sockaddr_in>().write(raw) };
+            unsafe {
+                (&raw mut storage).cast::<libc::sockaddr_in>().write(raw);
+            }
             size_of::<libc::sockaddr_in>()
         }
         SocketAddr::V6(v6) => {
@@ -218,7 +220,9 @@ fn tcp_address(address: &SocketAddr) -> RawAddress {
                 sin6_scope_id: v6.scope_id(),
             };
             // SAFETY: as above.
-            unsafe { (&raw mut storage).cast::<libc::sockaddr_in6>().write(raw) };
+            unsafe {
+                (&raw mut storage).cast::<libc::sockaddr_in6>().write(raw);
+            }
             size_of::<libc::sockaddr_in6>()
         }
     };

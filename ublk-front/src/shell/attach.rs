@@ -145,7 +145,7 @@ pub fn attach(options: &AttachOptions) -> Result<(), AttachError> {
     let settings = &options.settings;
     let (presentation, why) = choose(options.presentation)?;
     if !why.is_empty() {
-        tracing::info!("{why}");
+        eprintln!("ublk-front: {why}"); // whatever the log's level
     }
     let run_dir = std::path::absolute(&settings.run_dir)
         .map_err(AttachError::doing("find the run directory"))?;
@@ -167,7 +167,7 @@ pub fn attach(options: &AttachOptions) -> Result<(), AttachError> {
         front: process::random_id().map_err(AttachError::doing("read random bytes"))?,
     };
     let mut config = ControlConfig::new(volume, who);
-    let name = process::lock_name(&format!("ukai-front/{volume}/{host}"));
+    let name = process::lock_name(&format!("ukai-front/{cluster}/{volume}/{host}"));
     let name_lock = name.map_err(AttachError::doing("lock the volume on this host"))?;
     if name_lock.is_none() && !options.force {
         return Err(AttachError::Refused(format!(
@@ -178,8 +178,9 @@ pub fn attach(options: &AttachOptions) -> Result<(), AttachError> {
     }
     config.force = options.force || succeeds_dead_front(&*store, volume, &config.attach)?;
     let control_path = control_path(&run_dir, &settings.volume);
-    let (listener, socket) = ControlSocket::bind(&control_path)
-        .map_err(AttachError::doing(format!("listen on {}", control_path.display())))?;
+    let (listener, socket) = ControlSocket::bind(&control_path).map_err(AttachError::doing(
+        format!("listen on {}", control_path.display()),
+    ))?;
     let seq = Arc::new(SharedSeq::default());
     let (port, mailbox) = ControlPort::new(Arc::clone(&seq), cluster)
         .map_err(AttachError::doing("create an eventfd"))?;
@@ -209,13 +210,23 @@ pub fn attach(options: &AttachOptions) -> Result<(), AttachError> {
         .map_err(AttachError::doing("start the control thread"))?;
     let mut served = Ok(());
     if let Ok(presented) = presented.recv() {
-        let settings = FrontSettings { run_dir, ..settings.clone() };
-        let context = FrontContext { presented, settings, control: port.clone(), orders };
+        let settings = FrontSettings {
+            run_dir,
+            ..settings.clone()
+        };
+        let context = FrontContext {
+            presented,
+            settings,
+            control: port.clone(),
+            orders,
+        };
         served = serve(presentation, context);
         port.post(ControlInput::FrontendEnded);
     }
     // A panic ends the process (see `process::prepare`).
-    let ended = control.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let ended = control
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     await_answers(&socket);
     drop(name_lock);
     served?;
@@ -302,7 +313,11 @@ fn watch_signals(port: ControlPort, presentation: Presentation) -> Result<(), At
         for _ in signals.forever() {
             tracing::info!("signal: detaching");
             let (refused, why) = flume::bounded(1);
-            port.post(ControlInput::Detach { force, refused, done: None });
+            port.post(ControlInput::Detach {
+                force,
+                refused,
+                done: None,
+            });
             if let Ok(why) = why.recv() {
                 tracing::warn!("not detached: {why}");
             }
@@ -328,7 +343,9 @@ fn settle(context: &FrontContext) -> Result<(), FrontendError> {
     let mut told_at = clock::now();
     loop {
         let (reply, answer) = flume::bounded(1);
-        context.control.post(ControlInput::Ask(Question::Status, reply));
+        context
+            .control
+            .post(ControlInput::Ask(Question::Status, reply));
         let status = answer.recv().unwrap_or_default();
         let control = &status["control"];
         if control["settled"] == Value::Bool(true) {
@@ -344,7 +361,9 @@ fn settle(context: &FrontContext) -> Result<(), FrontendError> {
             return Ok(());
         }
         if let Some(FrontendOrder::Stop { .. }) = context.orders.recv_timeout(SETTLE_LOOK) {
-            return Err(FrontendError::Failed(format!("stopped before {name} was settled")));
+            return Err(FrontendError::Failed(format!(
+                "stopped before {name} was settled"
+            )));
         }
     }
 }
@@ -361,7 +380,10 @@ fn progress(control: &Value) -> String {
             sync["sectors_copied"]
         );
     }
-    let nodes = control["nodes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let nodes = control["nodes"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let absent: Vec<&str> = nodes
         .iter()
         .filter(|node| node["connected"] == Value::Bool(false))

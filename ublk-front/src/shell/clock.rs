@@ -15,3 +15,11 @@ pub fn now() -> Now {
     // 584 years fit.
     Now(u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX))
 }
+
+/// A moment later by `time`.
+#[must_use]
+pub fn after(now: Now, time: std::time::Duration) -> Now {
+    Now(now
+        .0
+        .saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
+}

@@ -17,7 +17,9 @@ pub fn say(line: &str) {
 
 /// Tells systemd (or whoever set `NOTIFY_SOCKET`) that the device is there.
 pub fn notify_ready(status: &str) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
     let text = format!("READY=1\nSTATUS={status}\n");
     let sent = UnixDatagram::unbound().and_then(|socket| {
         use std::os::linux::net::SocketAddrExt;
@@ -49,8 +51,17 @@ pub fn prepare() {
         if libc::unshare(libc::CLONE_NEWNS) == 0 {
             let flags = libc::MS_REC | libc::MS_PRIVATE;
             let root = c"/".as_ptr();
-            if libc::mount(std::ptr::null(), root, std::ptr::null(), flags, std::ptr::null()) < 0 {
+            if libc::mount(
+                std::ptr::null(),
+                root,
+                std::ptr::null(),
+                flags,
+                std::ptr::null(),
+            ) < 0
+            {
                 tracing::debug!("private mounts: {}", io::Error::last_os_error());
+            } else {
+                super::ublk::forget_mounts();
             }
         } else {
             tracing::debug!("own mount namespace: {}", io::Error::last_os_error());
@@ -105,7 +116,11 @@ pub fn lock_name(name: &str) -> io::Result<Option<UnixListener>> {
 /// One front per volume and directory: held until the process ends, however it ends. `None`:
 /// another process holds it.
 pub fn lock(path: &Path) -> io::Result<Option<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),

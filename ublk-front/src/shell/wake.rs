@@ -24,10 +24,16 @@ impl EventFd {
 
     /// Wake whoever waits.
     pub fn wake(&self) {
-        let one = 1u64.to_ne_bytes();
+        let one = 1u64;
         // SAFETY: eight readable bytes. It can only fail by overflow of the counter (2^64 - 1
         // unread wake-ups), in which case the reader is woken anyway.
-        let _ = unsafe { libc::write(self.0.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+        let _ = unsafe {
+            libc::write(
+                self.0.as_raw_fd(),
+                (&raw const one).cast(),
+                size_of::<u64>(),
+            )
+        };
     }
 
     /// Take the wake-ups so far (nonblocking ones only).

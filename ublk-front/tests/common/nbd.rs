@@ -32,8 +32,13 @@ impl NbdClient {
         stream.read_exact(&mut greeting)?;
         assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
         stream.write_all(&3u32.to_be_bytes())?;
-        let mut client =
-            Self { stream, structured, next_cookie: 1, reads: BTreeMap::new(), size_bytes: 0 };
+        let mut client = Self {
+            stream,
+            structured,
+            next_cookie: 1,
+            reads: BTreeMap::new(),
+            size_bytes: 0,
+        };
         if structured {
             client.option(8, &[])?;
         }
@@ -52,7 +57,8 @@ impl NbdClient {
     fn option(&mut self, option: u32, data: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         self.stream.write_all(b"IHAVEOPT")?;
         self.stream.write_all(&option.to_be_bytes())?;
-        self.stream.write_all(&u32::try_from(data.len()).expect("short").to_be_bytes())?;
+        self.stream
+            .write_all(&u32::try_from(data.len()).expect("short").to_be_bytes())?;
         self.stream.write_all(data)?;
         let mut infos = Vec::new();
         loop {
@@ -81,7 +87,13 @@ impl NbdClient {
     pub fn send(&mut self, command: u16, flags: u16, offset: u64, data: &[u8], length: u32) -> u64 {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
-        let request = Request { flags, command, cookie, offset, length };
+        let request = Request {
+            flags,
+            command,
+            cookie,
+            offset,
+            length,
+        };
         if command == READ {
             self.reads.insert(cookie, length);
         }
@@ -101,7 +113,10 @@ impl NbdClient {
             if error != 0 {
                 return Ok((cookie, Err(error)));
             }
-            assert!(length.is_none() || !self.structured, "simple reply to a read");
+            assert!(
+                length.is_none() || !self.structured,
+                "simple reply to a read"
+            );
             let data = self.bytes(length.unwrap_or(0) as usize)?;
             return Ok((cookie, Ok(data)));
         }
@@ -113,9 +128,10 @@ impl NbdClient {
         self.reads.remove(&cookie);
         match flags_and_type {
             0x0001_0001 => Ok((cookie, Ok(payload[8..].to_vec()))),
-            0x0001_8001 => {
-                Ok((cookie, Err(u32::from_be_bytes(payload[..4].try_into().expect("4")))))
-            }
+            0x0001_8001 => Ok((
+                cookie,
+                Err(u32::from_be_bytes(payload[..4].try_into().expect("4"))),
+            )),
             other => panic!("chunk {other:#x}"),
         }
     }

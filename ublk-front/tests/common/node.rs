@@ -13,8 +13,8 @@ use ukai_proto::message::{
     Hello, Pulled, Role, SectorState, chunk_list, crc_table, read_crc_table, sector_states,
 };
 use ukai_proto::{
-    BootId, ClusterId, Flags, Frame, Header, Incarnation, NodeId, Opcode, ShardIndex, Status, Token,
-    Version,
+    BootId, ClusterId, Flags, Frame, Header, Incarnation, NodeId, Opcode, ShardIndex, Status,
+    Token, Version,
 };
 
 type Sectors = BTreeMap<(u32, u16), (Version, Vec<u8>)>;
@@ -53,7 +53,10 @@ impl FakeNode {
             streams: Mutex::default(),
             down: AtomicBool::new(false),
             corrupt_reads: AtomicBool::new(false),
-            addresses: listeners.iter().map(|l| l.local_addr().expect("address")).collect(),
+            addresses: listeners
+                .iter()
+                .map(|l| l.local_addr().expect("address"))
+                .collect(),
         });
         for (shard, listener) in (0..).zip(listeners) {
             let inner = Arc::clone(&inner);
@@ -110,12 +113,21 @@ impl FakeNode {
 
     pub fn content(&self) -> Vec<((u32, u16), Vec<u8>)> {
         let content = self.0.lock();
-        content.sectors.iter().map(|(at, (_, data))| (*at, data.clone())).collect()
+        content
+            .sectors
+            .iter()
+            .map(|(at, (_, data))| (*at, data.clone()))
+            .collect()
     }
 
     /// How many requests of a kind have come.
     pub fn seen(&self, opcode: Opcode) -> u64 {
-        self.0.lock().seen.get(&(opcode as u8)).copied().unwrap_or(0)
+        self.0
+            .lock()
+            .seen
+            .get(&(opcode as u8))
+            .copied()
+            .unwrap_or(0)
     }
 }
 
@@ -130,12 +142,18 @@ fn serve(inner: &Inner, shard: u16, mut stream: TcpStream) {
     let mut buffer = vec![0; 1 << 20];
     let mut greeted = false;
     loop {
-        let Ok(n @ 1..) = stream.read(&mut buffer) else { return };
+        let Ok(n @ 1..) = stream.read(&mut buffer) else {
+            return;
+        };
         if decoder.feed(&buffer[..n], &mut frames).is_err() {
             return;
         }
         for frame in frames.drain(..) {
-            let reply = if greeted { inner.handle(&frame) } else { inner.greet(shard, &frame) };
+            let reply = if greeted {
+                inner.handle(&frame)
+            } else {
+                inner.greet(shard, &frame)
+            };
             let ok = reply.header.status == Status::Ok;
             if send(&mut stream, &reply).is_err() || (!greeted && !ok) {
                 return;
@@ -155,7 +173,10 @@ impl Inner {
     }
 
     fn incarnation(&self) -> Incarnation {
-        Incarnation { boot: BootId([7; 16]), start: 1 }
+        Incarnation {
+            boot: BootId([7; 16]),
+            start: 1,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Content> {
@@ -192,7 +213,8 @@ impl Inner {
             return Frame::bare(header.reply(Status::StaleToken));
         }
         let ok = header.reply(Status::Ok);
-        let range = || (header.sector.0..header.sector.0 + header.count).map(|s| (header.chunk.0, s));
+        let range =
+            || (header.sector.0..header.sector.0 + header.count).map(|s| (header.chunk.0, s));
         match header.opcode {
             Opcode::Read => self.read(&content, header),
             Opcode::Write => {
@@ -213,9 +235,21 @@ impl Inner {
             Opcode::List => {
                 let states = range().map(|at| match content.sectors.get(&at) {
                     Some((version, data)) => {
-                        let flags = if data.is_empty() { SectorState::ZERO } else { 0 };
-                        let crc = if data.is_empty() { ZERO_SECTOR_CRC } else { crc32c(data) };
-                        SectorState { version: *version, crc, flags }
+                        let flags = if data.is_empty() {
+                            SectorState::ZERO
+                        } else {
+                            0
+                        };
+                        let crc = if data.is_empty() {
+                            ZERO_SECTOR_CRC
+                        } else {
+                            crc32c(data)
+                        };
+                        SectorState {
+                            version: *version,
+                            crc,
+                            flags,
+                        }
                     }
                     None => SectorState::UNWRITTEN,
                 });
@@ -257,9 +291,13 @@ impl Inner {
 
 impl Content {
     fn put(&mut self, at: (u32, u16), version: Version, data: Option<&[u8]>) {
-        let newer = self.sectors.get(&at).is_none_or(|(held, _)| version > *held);
+        let newer = self
+            .sectors
+            .get(&at)
+            .is_none_or(|(held, _)| version > *held);
         if newer {
-            self.sectors.insert(at, (version, data.unwrap_or_default().to_vec()));
+            self.sectors
+                .insert(at, (version, data.unwrap_or_default().to_vec()));
         }
         self.chunks_written.insert(at.0);
     }

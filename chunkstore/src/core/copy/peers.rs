@@ -107,6 +107,8 @@ impl<B: ukai_proto::Buffer> Peers<B> {
         out: &mut Vec<CopyAction<B>>,
     ) {
         let Some(peer) = self.open.get_mut(&id) else {
+            // Given up while it was being made.
+            out.push(CopyAction::Close { peer: id });
             return;
         };
         if peer.stage == Stage::Connecting {

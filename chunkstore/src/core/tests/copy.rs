@@ -221,6 +221,22 @@ fn a_silent_source_is_given_up() {
 }
 
 #[test]
+fn a_connection_made_too_late_is_closed() {
+    let mut pair = fenced();
+    let body = order(PullMode::Newer, 0);
+    pair.target.send(pull_header(0, 16), body, None);
+    let peer = pair.target.connects()[0];
+    pair.target.now += COPY_STALL_NS;
+    pair.target.event(ShardEvent::Tick);
+    pair.target.out.clear();
+    pair.target.event(ShardEvent::PeerOpened { peer });
+    assert!(matches!(
+        pair.target.out[..],
+        [ShardAction::PeerClose { peer: closed }] if closed == peer
+    ));
+}
+
+#[test]
 fn an_idle_connection_is_closed() {
     let mut pair = fenced();
     pull(&mut pair, PullMode::Newer, 0);

@@ -3,7 +3,7 @@
 use super::model::Workload;
 use super::rig::*;
 use crate::disk::api::*;
-use crate::disk::mem::OpKind;
+use crate::disk::mem::{Fate, OpKind};
 use ukai_proto::Status;
 
 /// A fixed workload that uses everything, so that N means the same in every run.
@@ -35,15 +35,25 @@ fn sweep(persistent: bool) {
         assert!(fired || work.rig.disk.calls - before <= call);
         work.rig.disk.heal();
         if work.rig.store.poisoned() {
-            assert_eq!(work.rig.refused(write_as(0, 0, 1, version(9, 9), 9, false)), Status::Poisoned);
+            assert_eq!(
+                work.rig.refused(write_as(0, 0, 1, version(9, 9), 9, false)),
+                Status::Poisoned
+            );
             assert_eq!(work.rig.refused(StoreRequest::Flush), Status::Poisoned);
         }
         // Everything that was answered is there after a crash of the process; what was flushed is there
         // after a cut.
-        let mut cut = Workload::new(Rig::on(work.rig.disk.snapshot(), work.rig.place, call), 3);
+        let mut disk = work.rig.disk.snapshot();
+        disk.cut(&mut |pending| {
+            if (pending.write ^ call) & 1 == 0 {
+                Fate::Old
+            } else {
+                Fate::New
+            }
+        });
+        let mut cut = Workload::new(Rig::on_boot(disk, work.rig.place, call, 100), 3);
         cut.oracle = work.oracle.clone();
-        cut.rig.cut();
-        cut.restart(true);
+        cut.oracle.check_restart(&mut cut.rig, true);
         work.rig.crash_process();
         work.restart(false);
         if !fired {
@@ -75,7 +85,16 @@ fn a_failed_flush_poisons_and_is_never_retried() {
     rig.complete(sync.expect("a sync is under way"));
     for op in [flush, waiting] {
         let reply = &rig.replies[&op];
-        assert!(matches!(reply, StoreReply::Failed { status: Status::Poisoned, .. }), "{reply:?}");
+        assert!(
+            matches!(
+                reply,
+                StoreReply::Failed {
+                    status: Status::Poisoned,
+                    ..
+                }
+            ),
+            "{reply:?}"
+        );
     }
     assert!(rig.store.poisoned());
     assert_eq!(rig.refused(write(0, 0, 1, 2, false)), Status::Poisoned);
@@ -93,14 +112,32 @@ fn a_failed_data_write_hurts_only_its_sectors() {
     let mut rig = Rig::new(4, 1);
     rig.done(write(0, 0, 4, 1, false));
     let op = rig.submit(write(0, 1, 2, 2, false));
-    let data = rig.disk.pending() - 1;
+    rig.turn();
+    while rig.disk.pending() < 2 {
+        // A block that tells of the first write comes first.
+        rig.complete(0);
+        rig.turn();
+    }
     rig.disk.fail_after(0, false);
-    rig.complete(data);
+    rig.complete(0);
     rig.settle();
-    assert!(matches!(rig.replies[&op], StoreReply::Failed { status: Status::IoError, .. }));
+    assert!(matches!(
+        rig.replies[&op],
+        StoreReply::Failed {
+            status: Status::IoError,
+            ..
+        }
+    ));
     assert!(!rig.store.poisoned());
-    assert_eq!(rig.refused(StoreRequest::Read(range(0, 0, 4))), Status::BadCrc);
+    assert_eq!(
+        rig.refused(StoreRequest::Read(range(0, 0, 4))),
+        Status::BadCrc
+    );
     assert_eq!((rig.read(0, 0, 1), rig.read(0, 3, 1)), (vec![1], vec![1]));
-    assert_eq!(rig.done(write(0, 1, 2, 2, false)), 2, "the same write, sent again");
+    assert_eq!(
+        rig.done(write(0, 1, 2, 2, false)),
+        2,
+        "the same write, sent again"
+    );
     assert_eq!(rig.read(0, 0, 4), [1, 2, 2, 1]);
 }

@@ -2,9 +2,11 @@
 
 use super::model::{Workload, seeds};
 use super::rig::*;
+use crate::disk::layout::{Geometry, SlotIndex};
 use crate::disk::mem::{Fate, MemDisk};
 use crate::disk::store::{Store, StoreLimits};
 use rand::RngExt;
+use ukai_proto::BootId;
 
 #[test]
 fn random_cuts() {
@@ -25,29 +27,64 @@ fn random_cuts() {
 }
 
 #[test]
-fn random_process_crashes_lose_nothing_that_was_answered() {
-    seeds("random_process_crashes_lose_nothing_that_was_answered", 150, |seed| {
+fn structures_torn_by_a_cut_are_found_out() {
+    seeds("structures_torn_by_a_cut_are_found_out", 60, |seed| {
         let mut work = Workload::new(Rig::new(5, seed), 4);
+        let place = work.rig.place;
+        let geometry = Geometry::fit(place.start, place.bytes, LOG_BLOCKS).expect("fits");
+        let data = geometry.slot_position(SlotIndex(0));
         for _ in 0..4 {
             let steps = work.rig.rng.random_range(1..150);
             for _ in 0..steps {
                 work.step();
             }
-            work.rig.crash_process();
-            work.restart(false);
-            let power = work.rig.rng.random_bool(0.5);
-            if power {
-                work.rig.cut();
-                work.restart(true);
-            }
+            let mut rng = work.rig.rng.clone();
+            work.rig.disk.cut(&mut |pending| match rng.random_range(0..3) {
+                0 => Fate::Old,
+                1 if pending.position < data => Fate::Trash,
+                _ => Fate::New,
+            });
+            work.rig.rng = rng;
+            work.rig.boot += 1;
+            work.restart(true);
         }
     });
+}
+
+#[test]
+fn random_process_crashes_lose_nothing_that_was_answered() {
+    seeds(
+        "random_process_crashes_lose_nothing_that_was_answered",
+        150,
+        |seed| {
+            let mut work = Workload::new(Rig::new(5, seed), 4);
+            for _ in 0..4 {
+                let steps = work.rig.rng.random_range(1..150);
+                for _ in 0..steps {
+                    work.step();
+                }
+                work.rig.crash_process();
+                work.restart(false);
+                let power = work.rig.rng.random_bool(0.5);
+                if power {
+                    work.rig.cut();
+                    work.restart(true);
+                }
+            }
+        },
+    );
 }
 
 /// Opens with the power failing at the given call of the recovery.
 fn open_cut(disk: &mut MemDisk, rig: &Rig, call: u64, mut keep: impl FnMut() -> bool) -> bool {
     disk.fail_after(call, true);
-    let opened = Store::<Vec<u8>>::open(disk, &rig.place, StoreLimits { page_cache_bytes: 0 });
+    let (limits, boot) = (
+        StoreLimits {
+            page_cache_bytes: 0,
+        },
+        BootId([100; 16]),
+    );
+    let opened = Store::<Vec<u8>>::open_on(disk, &rig.place, limits, boot);
     disk.heal();
     disk.cut(&mut |_| if keep() { Fate::New } else { Fate::Old });
     opened.is_ok()
@@ -70,7 +107,7 @@ fn cuts_during_recovery() {
                 bits & 1 == 1
             };
             let finished = open_cut(&mut disk, &work.rig, call, keep);
-            let mut again = Workload::new(Rig::on(disk, work.rig.place, seed), 4);
+            let mut again = Workload::new(Rig::on_boot(disk, work.rig.place, seed, 101), 4);
             again.oracle = work.oracle.clone();
             again.oracle.check_restart(&mut again.rig, true);
             again.rig.cut();
@@ -89,16 +126,22 @@ fn try_cuts(work: &Workload, tried: &mut u64) {
     let masks: Vec<u64> = if count <= 8 {
         (0..1 << count).collect()
     } else {
-        (0..40u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(7)).collect()
+        (0..40u64)
+            .map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(7))
+            .collect()
     };
     for mask in masks {
         let mut disk = work.rig.disk.snapshot();
         let mut at = 0;
         disk.cut(&mut |_| {
             at += 1;
-            if mask >> ((at - 1) % 64) & 1 == 1 { Fate::New } else { Fate::Old }
+            if mask >> ((at - 1) % 64) & 1 == 1 {
+                Fate::New
+            } else {
+                Fate::Old
+            }
         });
-        let mut rig = Rig::on(disk, work.rig.place, *tried);
+        let mut rig = Rig::on_boot(disk, work.rig.place, *tried, 100);
         let mut oracle = work.oracle.clone();
         oracle.check_restart(&mut rig, true);
         if *tried % 16 == 0 {

@@ -12,8 +12,8 @@ use std::ops::Range;
 use ukai_proto::crc::sector_crcs;
 use ukai_proto::limits::{SECTOR_BYTES, SLOT_BYTES};
 use ukai_proto::{
-    ChunkIndex, ClusterId, Generation, NodeId, SectorInChunk, Seq, ShardIndex, Status, Token,
-    Version, VolumeId,
+    BootId, ChunkIndex, ClusterId, Generation, NodeId, SectorInChunk, Seq, ShardIndex, Status,
+    Token, Version, VolumeId,
 };
 
 pub(super) const VOLUME: VolumeId = VolumeId([7; 16]);
@@ -40,15 +40,25 @@ pub(super) fn device_with_log(slots: u64, log_blocks: u64) -> (MemDisk, ShardPla
     let head = (1 << 20) + (64 << 10) + log_blocks * BLOCK;
     let pages = slots + slots.div_ceil(56);
     let mut disk = MemDisk::new(head + pages * BLOCK + slots * SLOT_BYTES as u64);
-    let how = NodeFormat { log_bytes: Some(log_blocks * BLOCK), ..node_format() };
+    let how = NodeFormat {
+        log_bytes: Some(log_blocks * BLOCK),
+        ..node_format()
+    };
     let superblock = format(&mut disk, &how, false).expect("formats");
     assert_eq!(superblock.slots, slots);
-    let place = NodeSuperblock::read(&mut disk).expect("reads").shard_place(ShardIndex(0));
+    let place = NodeSuperblock::read(&mut disk)
+        .expect("reads")
+        .shard_place(ShardIndex(0));
     (disk, place)
 }
 
 pub(super) fn range(chunk: u32, sector: u16, count: u16) -> SectorRange {
-    SectorRange { volume: VOLUME, chunk: ChunkIndex(chunk), sector: SectorInChunk(sector), count }
+    SectorRange {
+        volume: VOLUME,
+        chunk: ChunkIndex(chunk),
+        sector: SectorInChunk(sector),
+        count,
+    }
 }
 
 /// Content that names its write.
@@ -64,7 +74,13 @@ pub(super) fn version(token: u32, seq: u64) -> Version {
     Version::new(Token(token), Seq(seq))
 }
 
-pub(super) fn write(chunk: u32, sector: u16, count: u16, seq: u64, fua: bool) -> StoreRequest<Vec<u8>> {
+pub(super) fn write(
+    chunk: u32,
+    sector: u16,
+    count: u16,
+    seq: u64,
+    fua: bool,
+) -> StoreRequest<Vec<u8>> {
     write_as(chunk, sector, count, version(1, seq), seq, fua)
 }
 
@@ -79,10 +95,23 @@ pub(super) fn write_as(
     let data = content(value, count);
     let crcs = sector_crcs(&data).collect();
     let generation = Generation(version.token.0);
-    StoreRequest::Write { range: range(chunk, sector, count), version, generation, crcs, data, fua }
+    StoreRequest::Write {
+        range: range(chunk, sector, count),
+        version,
+        generation,
+        crcs,
+        data,
+        fua,
+    }
 }
 
-pub(super) fn zero(chunk: u32, sector: u16, count: u16, seq: u64, unmap: bool) -> StoreRequest<Vec<u8>> {
+pub(super) fn zero(
+    chunk: u32,
+    sector: u16,
+    count: u16,
+    seq: u64,
+    unmap: bool,
+) -> StoreRequest<Vec<u8>> {
     StoreRequest::Zero {
         range: range(chunk, sector, count),
         version: version(1, seq),
@@ -107,7 +136,10 @@ pub(super) fn values(data: &ReadData<Vec<u8>>, count: u16) -> Vec<u64> {
                 word.copy_from_slice(&sector[at..at + 8]);
                 u64::from_le_bytes(word)
             };
-            assert!((0..SECTOR_BYTES).step_by(8).all(|at| word(at) == word(0)), "a torn sector");
+            assert!(
+                (0..SECTOR_BYTES).step_by(8).all(|at| word(at) == word(0)),
+                "a torn sector"
+            );
             word(0)
         })
         .collect()
@@ -121,11 +153,20 @@ pub(super) struct Rig {
     pub(super) report: RecoveryReport,
     pub(super) replies: BTreeMap<OpId, StoreReply<Vec<u8>>>,
     next: u64,
+    /// Boot of the machine; a cut makes a new one.
+    pub(super) boot: u8,
     pub(super) rng: ChaCha8Rng,
 }
 
-pub(super) fn open(disk: &mut MemDisk, place: &ShardPlace) -> (Store<Vec<u8>>, RecoveryReport) {
-    Store::open(disk, place, StoreLimits { page_cache_bytes: 0 }).expect("opens")
+pub(super) fn open(
+    disk: &mut MemDisk,
+    place: &ShardPlace,
+    boot: u8,
+) -> (Store<Vec<u8>>, RecoveryReport) {
+    let limits = StoreLimits {
+        page_cache_bytes: 0,
+    };
+    Store::open_on(disk, place, limits, BootId([boot; 16])).expect("opens")
 }
 
 impl Rig {
@@ -134,15 +175,28 @@ impl Rig {
         Self::on(disk, place, seed)
     }
 
-    pub(super) fn on(mut disk: MemDisk, place: ShardPlace, seed: u64) -> Self {
-        let (store, report) = open(&mut disk, &place);
+    pub(super) fn on(disk: MemDisk, place: ShardPlace, seed: u64) -> Self {
+        Self::on_boot(disk, place, seed, 1)
+    }
+
+    pub(super) fn on_boot(mut disk: MemDisk, place: ShardPlace, seed: u64, boot: u8) -> Self {
+        let (store, report) = open(&mut disk, &place, boot);
         let rng = ChaCha8Rng::seed_from_u64(seed);
-        Self { disk, place, store, report, replies: BTreeMap::new(), next: 0, rng }
+        Self {
+            disk,
+            place,
+            store,
+            report,
+            replies: BTreeMap::new(),
+            next: 0,
+            boot,
+            rng,
+        }
     }
 
     /// The process or the machine starts again.
     pub(super) fn reopen(&mut self) {
-        (self.store, self.report) = open(&mut self.disk, &self.place);
+        (self.store, self.report) = open(&mut self.disk, &self.place, self.boot);
         self.replies.clear();
     }
 
@@ -151,7 +205,10 @@ impl Rig {
             match action {
                 StoreAction::Disk(op) => self.disk.submit(op),
                 StoreAction::Reply(op, reply) => {
-                    assert!(self.replies.insert(op, reply).is_none(), "{op:?} answered twice");
+                    assert!(
+                        self.replies.insert(op, reply).is_none(),
+                        "{op:?} answered twice"
+                    );
                 }
             }
         }
@@ -242,6 +299,7 @@ impl Rig {
 
     /// The power fails; each volatile sector is old or new by chance.
     pub(super) fn cut(&mut self) {
+        self.boot = self.boot.wrapping_add(1).max(1);
         use crate::disk::mem::Fate;
         let style = self.rng.random_range(0..4);
         let rng = &mut self.rng;
@@ -279,18 +337,32 @@ struct Cell {
 
 impl Default for Cell {
     fn default() -> Self {
-        let writes = vec![Written { stamp: 0, value: 0, answered: true }];
-        Self { writes, durable: 0, may_be_bad: false }
+        let writes = vec![Written {
+            stamp: 0,
+            value: 0,
+            answered: true,
+        }];
+        Self {
+            writes,
+            durable: 0,
+            may_be_bad: false,
+        }
     }
 }
 
 impl Cell {
     fn index(&self, stamp: u64) -> usize {
-        self.writes.iter().rposition(|held| held.stamp == stamp).expect("wrote")
+        self.writes
+            .iter()
+            .rposition(|held| held.stamp == stamp)
+            .expect("wrote")
     }
 
     fn answered(&self) -> usize {
-        self.writes.iter().rposition(|held| held.answered).expect("the first one is")
+        self.writes
+            .iter()
+            .rposition(|held| held.answered)
+            .expect("the first one is")
     }
 }
 
@@ -307,7 +379,11 @@ impl Oracle {
 
     pub(super) fn wrote(&mut self, chunk: u32, sectors: Range<u16>, stamp: u64, value: u64) {
         for sector in sectors {
-            self.cell((chunk, sector)).writes.push(Written { stamp, value, answered: false });
+            self.cell((chunk, sector)).writes.push(Written {
+                stamp,
+                value,
+                answered: false,
+            });
         }
     }
 
@@ -327,7 +403,10 @@ impl Oracle {
         for sector in sectors {
             let cell = self.cell((chunk, sector));
             let index = cell.index(stamp);
-            assert!(cell.durable < index, "a refused write was promised to be durable");
+            assert!(
+                cell.durable < index,
+                "a refused write was promised to be durable"
+            );
             cell.writes.remove(index);
         }
     }
@@ -340,7 +419,10 @@ impl Oracle {
 
     /// What a flush that begins now will make durable: stamps by sector.
     pub(super) fn flush_begins(&self) -> Vec<((u32, u16), u64)> {
-        self.cells.iter().map(|(at, cell)| (*at, cell.writes[cell.answered()].stamp)).collect()
+        self.cells
+            .iter()
+            .map(|(at, cell)| (*at, cell.writes[cell.answered()].stamp))
+            .collect()
     }
 
     pub(super) fn flush_ends(&mut self, began: &[((u32, u16), u64)]) {
@@ -359,11 +441,18 @@ impl Oracle {
     /// Values that a read may see which began at this floor.
     pub(super) fn allowed(&mut self, at: (u32, u16), floor: u64) -> Vec<u64> {
         let cell = self.cell(at);
-        cell.writes[cell.index(floor)..].iter().map(|held| held.value).collect()
+        cell.writes[cell.index(floor)..]
+            .iter()
+            .map(|held| held.value)
+            .collect()
     }
 
     pub(super) fn may_be_bad(&self, chunk: u32, sectors: &Range<u16>) -> bool {
-        sectors.clone().any(|at| self.cells.get(&(chunk, at)).is_some_and(|cell| cell.may_be_bad))
+        sectors.clone().any(|at| {
+            self.cells
+                .get(&(chunk, at))
+                .is_some_and(|cell| cell.may_be_bad)
+        })
     }
 
     /// After a restart: every sector holds something legal, and from now on exactly that.
@@ -382,10 +471,21 @@ impl Oracle {
                         "{at:?} reads {value}, allowed {allowed:?}, of {:?}",
                         self.cell(at)
                     );
-                    let writes = vec![Written { stamp: 0, value, answered: true }];
-                    *self.cell(at) = Cell { writes, durable: 0, may_be_bad };
+                    let writes = vec![Written {
+                        stamp: 0,
+                        value,
+                        answered: true,
+                    }];
+                    *self.cell(at) = Cell {
+                        writes,
+                        durable: 0,
+                        may_be_bad,
+                    };
                 }
-                StoreReply::Failed { status: Status::BadCrc, .. } if self.cell(at).may_be_bad => {}
+                StoreReply::Failed {
+                    status: Status::BadCrc,
+                    ..
+                } if self.cell(at).may_be_bad => {}
                 other => panic!("{at:?}: {other:?}, allowed {allowed:?}"),
             }
         }

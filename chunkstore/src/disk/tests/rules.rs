@@ -10,7 +10,10 @@ fn release(generation: u32, start: u32, count: u32) -> StoreRequest<Vec<u8>> {
         volume: VOLUME,
         token: Token(1),
         generation: Generation(generation),
-        ranges: vec![ChunkRange { start: ChunkIndex(start), count }],
+        ranges: vec![ChunkRange {
+            start: ChunkIndex(start),
+            count,
+        }],
     }
 }
 
@@ -26,7 +29,10 @@ fn writes_are_read_back_and_unwritten_sectors_are_zeros_without_io() {
     let mut rig = Rig::new(4, 1);
     let calls = rig.disk.calls;
     assert_eq!(rig.read(0, 0, 256), vec![0; 256]);
-    assert_eq!(rig.disk.calls, calls, "nothing is read for an unallocated slot");
+    assert_eq!(
+        rig.disk.calls, calls,
+        "nothing is read for an unallocated slot"
+    );
     assert_eq!(rig.done(write(0, 3, 4, 5, false)), 4);
     assert_eq!(rig.read(0, 2, 6), [0, 5, 5, 5, 5, 0]);
     assert_eq!(rig.read(0, 4, 2), [5, 5]);
@@ -38,9 +44,17 @@ fn older_and_equal_versions_change_nothing() {
     let mut rig = Rig::new(4, 1);
     rig.done(write(0, 2, 2, 10, false));
     assert_eq!(rig.done(write(0, 2, 2, 10, false)), 0);
-    assert_eq!(rig.done(write(0, 0, 6, 9, false)), 4, "only around the newer ones");
+    assert_eq!(
+        rig.done(write(0, 0, 6, 9, false)),
+        4,
+        "only around the newer ones"
+    );
     assert_eq!(rig.read(0, 0, 6), [9, 9, 10, 10, 9, 9]);
-    assert_eq!(rig.done(write_as(0, 2, 1, version(2, 1), 77, false)), 1, "the token counts first");
+    assert_eq!(
+        rig.done(write_as(0, 2, 1, version(2, 1), 77, false)),
+        1,
+        "the token counts first"
+    );
     assert_eq!(rig.done(zero(0, 0, 6, 9, true)), 0);
 }
 
@@ -58,7 +72,9 @@ fn requests_in_flight_keep_their_order() {
             assert!(matches!(rig.replies[&op], StoreReply::Done { applied: 4 }));
         }
         let seen = |op| match &rig.replies[&op] {
-            StoreReply::Read { data, crcs } => values(data, u16::try_from(crcs.len()).expect("few")),
+            StoreReply::Read { data, crcs } => {
+                values(data, u16::try_from(crcs.len()).expect("few"))
+            }
             other => panic!("{other:?}"),
         };
         assert_eq!(seen(read), [2, 2, 2, 0]);
@@ -75,18 +91,37 @@ fn discards_free_the_slot_and_late_older_writes_do_not_come_back() {
     rig.done(zero(0, 0, 256, 7, true));
     assert_eq!(rig.store.slots(), (1, 2));
     assert_eq!(rig.read(0, 0, 256), vec![0; 256]);
-    assert_eq!(rig.done(write(0, 9, 2, 6, false)), 0, "older than the zeros");
+    assert_eq!(
+        rig.done(write(0, 9, 2, 6, false)),
+        0,
+        "older than the zeros"
+    );
     assert_eq!(list(&mut rig, 0, 9, 1)[0].version, version(1, 7));
-    assert_eq!(rig.done(write(2, 0, 1, 8, false)), 1, "the slot is used again");
-    assert_eq!(rig.read(2, 0, 2), [8, 0], "nothing of its former content shows");
+    assert_eq!(
+        rig.done(write(2, 0, 1, 8, false)),
+        1,
+        "the slot is used again"
+    );
+    assert_eq!(
+        rig.read(2, 0, 2),
+        [8, 0],
+        "nothing of its former content shows"
+    );
     assert_eq!(rig.refused(write(3, 0, 1, 8, false)), Status::NoSpace);
     assert_eq!(rig.read(1, 0, 1), [5], "a full shard harms nobody");
     rig.done(write(1, 0, 1, 9, false));
     rig.done(StoreRequest::Flush);
     rig.close();
     rig.reopen();
-    assert_eq!(rig.done(write(0, 9, 2, 6, false)), 0, "the hole's versions survive");
-    assert_eq!((rig.read(1, 0, 1), rig.read(2, 0, 2)), (vec![9], vec![8, 0]));
+    assert_eq!(
+        rig.done(write(0, 9, 2, 6, false)),
+        0,
+        "the hole's versions survive"
+    );
+    assert_eq!(
+        (rig.read(1, 0, 1), rig.read(2, 0, 2)),
+        (vec![9], vec![8, 0])
+    );
 }
 
 #[test]
@@ -113,15 +148,29 @@ fn copies_obey_their_rule_at_the_moment_they_are_applied() {
         let states = seqs
             .iter()
             .zip(ukai_proto::crc::sector_crcs(&data))
-            .map(|(seq, crc)| SectorState { version: version(1, *seq), crc, flags: 0 })
+            .map(|(seq, crc)| SectorState {
+                version: version(1, *seq),
+                crc,
+                flags: 0,
+            })
             .collect();
         let generation = Generation(2);
-        StoreRequest::Put { range: range(0, 0, 4), states, data: Some(data), generation, admit }
+        StoreRequest::Put {
+            range: range(0, 0, 4),
+            states,
+            data: Some(data),
+            generation,
+            admit,
+        }
     };
     assert_eq!(rig.done(put([9, 11, 10, 12], PutRule::Newer)), 2);
     assert_eq!(rig.read(0, 0, 4), [10, 1011, 10, 1012]);
     let mirror = PutRule::Mirror(version(1, 11));
-    assert_eq!(rig.done(put([9, 3, 10, 3], mirror)), 3, "the last one is above the ceiling");
+    assert_eq!(
+        rig.done(put([9, 3, 10, 3], mirror)),
+        3,
+        "the last one is above the ceiling"
+    );
     assert_eq!(rig.read(0, 0, 4), [1009, 1003, 1010, 1012]);
     let unwritten = vec![SectorState::UNWRITTEN; 4];
     let request = StoreRequest::Put {
@@ -152,16 +201,25 @@ fn fences_and_generations_survive_and_never_sink() {
     rig.done(fence(3, 5));
     rig.cut();
     rig.reopen();
-    let held = Fence { token: Token(3), generation: Generation(5) };
+    let held = Fence {
+        token: Token(3),
+        generation: Generation(5),
+    };
     assert_eq!(rig.store.fence(VOLUME), Some(held), "durable when answered");
     rig.done(fence(2, 4));
     assert_eq!(rig.store.fence(VOLUME), Some(held));
-    let adopt =
-        StoreRequest::Adopt { volume: VOLUME, token: Token(3), generation: Generation(9) };
+    let adopt = StoreRequest::Adopt {
+        volume: VOLUME,
+        token: Token(3),
+        generation: Generation(9),
+    };
     rig.done(adopt);
     rig.cut();
     rig.reopen();
-    assert_eq!(rig.store.fence(VOLUME).map(|fence| fence.generation), Some(Generation(9)));
+    assert_eq!(
+        rig.store.fence(VOLUME).map(|fence| fence.generation),
+        Some(Generation(9))
+    );
 }
 
 #[test]
@@ -198,9 +256,16 @@ fn released_chunks_are_gone_for_good_and_others_stay() {
     assert_eq!(rig.store.slots().0, 3);
     rig.cut();
     rig.reopen();
-    assert_eq!(rig.store.fence(VOLUME).map(|fence| fence.generation), Some(Generation(4)));
+    assert_eq!(
+        rig.store.fence(VOLUME).map(|fence| fence.generation),
+        Some(Generation(4))
+    );
     for chunk in 0..7 {
-        let expected = if matches!(chunk, 0 | 4 | 5) { [5, 5] } else { [0, 0] };
+        let expected = if matches!(chunk, 0 | 4 | 5) {
+            [5, 5]
+        } else {
+            [0, 0]
+        };
         assert_eq!(rig.read(chunk, 0, 2), expected, "chunk {chunk}");
     }
     assert_eq!(list(&mut rig, 6, 0, 1), [SectorState::UNWRITTEN]);
@@ -222,7 +287,10 @@ fn released_chunks_are_gone_for_good_and_others_stay() {
     rig.reopen();
     assert_eq!(rig.store.slots().0, 0);
     assert!(rig.store.fence(VOLUME).is_some(), "the fence stays");
-    assert_eq!(rig.store.open_intents(VOLUME, ChunkIndex(0), 10), (vec![], false));
+    assert_eq!(
+        rig.store.open_intents(VOLUME, ChunkIndex(0), 10),
+        (vec![], false)
+    );
 }
 
 #[test]
@@ -240,11 +308,16 @@ fn written_since_names_chunks_by_their_last_generation() {
     });
     let since = |rig: &Rig, generation, start, limit| {
         let (chunks, more) =
-            rig.store.written_since(VOLUME, Generation(generation), ChunkIndex(start), limit);
+            rig.store
+                .written_since(VOLUME, Generation(generation), ChunkIndex(start), limit);
         (chunks.iter().map(|chunk| chunk.0).collect::<Vec<_>>(), more)
     };
     for _ in 0..2 {
-        assert_eq!(since(&rig, 3, 0, 10), (vec![1, 2, 3], false), "discards count");
+        assert_eq!(
+            since(&rig, 3, 0, 10),
+            (vec![1, 2, 3], false),
+            "discards count"
+        );
         assert_eq!(since(&rig, 0, 0, 2), (vec![0, 1], true));
         assert_eq!(since(&rig, 0, 2, 2), (vec![2, 3], false));
         assert_eq!(since(&rig, 10, 0, 2), (vec![], false));
@@ -286,6 +359,53 @@ fn intents_open_durably_before_data_and_close_when_all_is_known() {
 }
 
 #[test]
+fn the_limit_of_open_chunks_closes_what_it_can() {
+    let mut rig = Rig::new(200, 1);
+    let mut chunk = 0;
+    while rig.store.stats().intents_open == u64::from(chunk) {
+        match rig.call(write(chunk, 0, 1, 5, false)) {
+            StoreReply::Done { .. } => chunk += 1,
+            StoreReply::Failed { status, .. } => {
+                assert_eq!(status, Status::Busy, "nothing can be closed");
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(chunk < 200, "there is a limit");
+    }
+    rig.store.settled(VOLUME, Token(1), Seq(5));
+    for chunk in chunk..200 {
+        assert_eq!(rig.done(write(chunk, 0, 1, 5, false)), 1, "after a flush of its own");
+    }
+    assert!(rig.store.stats().intents_open <= u64::from(chunk));
+    rig.cut();
+    rig.reopen();
+    assert!(rig.report.intents_open > 0);
+}
+
+#[test]
+fn many_holes_take_no_slots_and_survive() {
+    let mut rig = Rig::new(200, 1);
+    for chunk in 0..150 {
+        rig.store.settled(VOLUME, Token(1), Seq(5));
+        rig.done(zero(chunk, 0, 256, 5, true));
+    }
+    rig.done(StoreRequest::Flush);
+    rig.cut();
+    rig.reopen();
+    assert_eq!(rig.store.slots().0, 0);
+    for chunk in 0..150 {
+        assert_eq!(rig.done(write(chunk, 0, 1, 4, false)), 0, "chunk {chunk}");
+    }
+    rig.done(release(1, 10, 100));
+    rig.settle();
+    assert_eq!(rig.done(write(20, 0, 1, 4, true)), 1);
+    rig.cut();
+    rig.reopen();
+    assert_eq!(rig.store.written_since(VOLUME, Generation(0), ChunkIndex(0), 1000).0.len(), 51);
+}
+
+#[test]
 fn malformed_requests_are_refused() {
     let mut rig = Rig::new(2, 1);
     let bad = Status::BadRequest;
@@ -293,7 +413,11 @@ fn malformed_requests_are_refused() {
     assert_eq!(rig.refused(StoreRequest::Read(range(0, 255, 2))), bad);
     assert_eq!(rig.refused(StoreRequest::List(range(0, 0, u16::MAX))), bad);
     assert_eq!(rig.refused(write(0, 250, 10, 1, false)), bad);
-    assert_eq!(rig.refused(write_as(0, 0, 1, version(0, 0), 1, false)), bad, "never written");
+    assert_eq!(
+        rig.refused(write_as(0, 0, 1, version(0, 0), 1, false)),
+        bad,
+        "never written"
+    );
     let mut short = write(0, 0, 2, 1, false);
     if let StoreRequest::Write { crcs, .. } = &mut short {
         crcs.pop();
@@ -301,7 +425,11 @@ fn malformed_requests_are_refused() {
     assert_eq!(rig.refused(short), bad);
     let no_data = StoreRequest::Put {
         range: range(0, 0, 1),
-        states: vec![SectorState { version: version(1, 1), crc: 1, flags: 0 }],
+        states: vec![SectorState {
+            version: version(1, 1),
+            crc: 1,
+            flags: 0,
+        }],
         data: None,
         generation: Generation(1),
         admit: PutRule::Newer,
@@ -322,11 +450,17 @@ fn rot_is_found_refused_and_repaired_by_a_copy_of_any_version() {
     let position = data_position(&mut rig, 0, 2);
     rig.disk.rot(position);
     match rig.call(StoreRequest::Read(range(0, 0, 4))) {
-        StoreReply::Failed { status: Status::BadCrc, sector } => assert_eq!(sector, SectorInChunk(2)),
+        StoreReply::Failed {
+            status: Status::BadCrc,
+            sector,
+        } => assert_eq!(sector, SectorInChunk(2)),
         other => panic!("{other:?}"),
     }
     let states = list(&mut rig, 0, 0, 4);
-    assert_eq!(states.iter().map(|s| s.flags).collect::<Vec<_>>(), [0, 0, SectorState::BAD, 0]);
+    assert_eq!(
+        states.iter().map(|s| s.flags).collect::<Vec<_>>(),
+        [0, 0, SectorState::BAD, 0]
+    );
     match rig.call(StoreRequest::ReadVersioned(range(0, 0, 4))) {
         StoreReply::ReadVersioned { states, .. } => assert_eq!(states[2].flags, SectorState::BAD),
         other => panic!("{other:?}"),
@@ -338,7 +472,11 @@ fn rot_is_found_refused_and_repaired_by_a_copy_of_any_version() {
     let crc = ukai_proto::crc::crc32c(&data);
     let copy = StoreRequest::Put {
         range: range(0, 2, 1),
-        states: vec![SectorState { version: version(1, 5), crc, flags: 0 }],
+        states: vec![SectorState {
+            version: version(1, 5),
+            crc,
+            flags: 0,
+        }],
         data: Some(data),
         generation: Generation(1),
         admit: PutRule::Newer,
@@ -346,11 +484,24 @@ fn rot_is_found_refused_and_repaired_by_a_copy_of_any_version() {
     let _ = rig.call(StoreRequest::Read(range(0, 2, 1)));
     assert_eq!(rig.done(copy), 1);
     assert_eq!(rig.read(0, 0, 4), [5; 4]);
-    rig.disk.unreadable.insert(data_position(&mut Rig::new(2, 1), 0, 1) / 4096);
-    assert_eq!(rig.refused(StoreRequest::Read(range(0, 0, 4))), Status::IoError);
+    rig.disk
+        .unreadable
+        .insert(data_position(&mut Rig::new(2, 1), 0, 1) / 4096);
+    assert_eq!(
+        rig.refused(StoreRequest::Read(range(0, 0, 4))),
+        Status::IoError
+    );
     rig.disk.heal();
-    assert_eq!(rig.refused(StoreRequest::Read(range(0, 1, 1))), Status::BadCrc, "remembered");
-    assert_eq!(rig.done(write(0, 1, 1, 5, false)), 1, "sending the write again heals");
+    assert_eq!(
+        rig.refused(StoreRequest::Read(range(0, 1, 1))),
+        Status::BadCrc,
+        "remembered"
+    );
+    assert_eq!(
+        rig.done(write(0, 1, 1, 5, false)),
+        1,
+        "sending the write again heals"
+    );
     assert_eq!(rig.read(0, 0, 4), [5; 4]);
 }
 

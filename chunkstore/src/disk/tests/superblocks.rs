@@ -16,20 +16,39 @@ fn try_open(disk: &mut MemDisk, place: &crate::disk::layout::ShardPlace) -> Opti
 #[test]
 fn a_formatted_device_is_not_overwritten_unless_told() {
     let mut disk = MemDisk::new(64 << 20);
-    assert_eq!(NodeSuperblock::read(&mut disk), Err(NodeError::NotFormatted));
-    let how = NodeFormat { shard_count: 3, log_bytes: None, ..node_format() };
+    assert_eq!(
+        NodeSuperblock::read(&mut disk),
+        Err(NodeError::NotFormatted)
+    );
+    let how = NodeFormat {
+        shard_count: 3,
+        log_bytes: None,
+        ..node_format()
+    };
     let made = format(&mut disk, &how, false).expect("formats");
     assert_eq!(NodeSuperblock::read(&mut disk).as_ref(), Ok(&made));
-    assert_eq!((made.name.as_str(), made.labels.len(), made.shard_count), ("n0", 1, 3));
+    assert_eq!(
+        (made.name.as_str(), made.labels.len(), made.shard_count),
+        ("n0", 1, 3)
+    );
     let error = format(&mut disk, &how, false).expect_err("refused");
-    assert!(matches!(&error, FormatError::Formatted { name, .. } if name == "n0"), "{error}");
-    let other = NodeFormat { node: NodeId([9; 16]), ..how };
+    assert!(
+        matches!(&error, FormatError::Formatted { name, .. } if name == "n0"),
+        "{error}"
+    );
+    let other = NodeFormat {
+        node: NodeId([9; 16]),
+        ..how
+    };
     let made = format(&mut disk, &other, true).expect("told");
     assert_eq!(made.node, NodeId([9; 16]));
     disk.rot(0);
     disk.rot(BLOCK);
     let error = format(&mut disk, &other, false).expect_err("something is there");
-    assert!(matches!(error, FormatError::Unreadable(NodeError::Damaged)), "{error}");
+    assert!(
+        matches!(error, FormatError::Unreadable(NodeError::Damaged)),
+        "{error}"
+    );
 }
 
 #[test]
@@ -76,13 +95,25 @@ fn wrong_devices_are_named() {
     disk.write(0, &newer).expect("writes");
     disk.write(BLOCK, &newer).expect("writes");
     let error = NodeSuperblock::read(&mut disk).expect_err("newer");
-    assert_eq!(error, NodeError::WrongVersion { found: 9, expected: 1 });
+    assert_eq!(
+        error,
+        NodeError::WrongVersion {
+            found: 9,
+            expected: 1
+        }
+    );
 
     let tiny = format(&mut MemDisk::new(2 << 20), &node_format(), false).expect_err("tiny");
     assert!(matches!(tiny, FormatError::TooSmall { .. }), "{tiny}");
-    let no_name = NodeFormat { name: String::new(), ..node_format() };
+    let no_name = NodeFormat {
+        name: String::new(),
+        ..node_format()
+    };
     let error = format(&mut MemDisk::new(64 << 20), &no_name, false).expect_err("no name");
-    assert!(matches!(error, FormatError::Invalid { what: "name", .. }), "{error}");
+    assert!(
+        matches!(error, FormatError::Invalid { what: "name", .. }),
+        "{error}"
+    );
     let mut failing = MemDisk::new(64 << 20);
     failing.fail_after(5, true);
     let error = format(&mut failing, &node_format(), false).expect_err("fails");
@@ -112,7 +143,16 @@ fn damage_that_no_crash_explains_is_not_papered_over() {
         rotten.rot(geometry.log_position(block));
     }
     let error = try_open(&mut rotten, &place).expect("flushed blocks are missing");
-    assert!(matches!(error, OpenError::Damaged { what: "the log is", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            OpenError::Damaged {
+                what: "the log is",
+                ..
+            }
+        ),
+        "{error}"
+    );
 
     let mut rotten = clean.snapshot();
     rotten.rot(place.start);
@@ -120,7 +160,10 @@ fn damage_that_no_crash_explains_is_not_papered_over() {
     assert_eq!(try_open(&mut rotten, &place), Some(OpenError::NotFormatted));
     let mut other = place;
     other.node = NodeId([8; 16]);
-    assert_eq!(try_open(&mut clean.snapshot(), &other), Some(OpenError::NotFormatted));
+    assert_eq!(
+        try_open(&mut clean.snapshot(), &other),
+        Some(OpenError::NotFormatted)
+    );
 }
 
 proptest! {

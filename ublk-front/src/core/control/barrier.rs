@@ -77,10 +77,9 @@ impl ControlCore {
         }
         let epoch = self.epoch;
         if self.lanes.values().all(|lane| lane.prepared == epoch) {
-            let lost = std::mem::take(&mut barrier.lost);
-            self.barrier = None;
+            let lost = self.barrier.take().map(|barrier| barrier.lost);
             self.install(now, out);
-            self.ceiling_is_whole = !lost.iter().any(|node| self.is_source(*node));
+            self.ceiling_is_whole = !lost.iter().flatten().any(|node| self.is_source(*node));
         }
     }
 

@@ -37,7 +37,10 @@ impl MetaHandle {
     /// Opens the store.
     pub fn open(url: MetaUrl) -> Result<Self, MetaError> {
         let store = Arc::from(ukai_meta::open(&url)?);
-        Ok(Self { url, store: Arc::new(Mutex::new(store)) })
+        Ok(Self {
+            url,
+            store: Arc::new(Mutex::new(store)),
+        })
     }
 
     /// The store of the moment.
@@ -121,7 +124,9 @@ pub(super) fn worker(
             port.post(ControlInput::Meta(id, outcome));
         }
     };
-    std::thread::Builder::new().name("meta".into()).spawn(body)?;
+    std::thread::Builder::new()
+        .name("meta".into())
+        .spawn(body)?;
     Ok(sender)
 }
 
@@ -176,13 +181,17 @@ pub(super) fn watcher(
                 Ok::<(), MetaError>(())
             });
             if let Err(error) = watched {
-                port.post(ControlInput::Note(format!("watching the volume's map: {error}")));
+                port.post(ControlInput::Note(format!(
+                    "watching the volume's map: {error}"
+                )));
                 // Returns early when the front ends.
                 let _ = ended.recv_timeout(RETRY);
             }
         }
     };
-    std::thread::Builder::new().name("watch".into()).spawn(body)?;
+    std::thread::Builder::new()
+        .name("watch".into())
+        .spawn(body)?;
     Ok(alive)
 }
 
@@ -193,8 +202,19 @@ pub(super) fn announcer(
     port: ControlPort,
 ) -> std::io::Result<flume::Sender<Announce>> {
     let (sender, orders) = flume::bounded(4);
-    let body = move || Announcer { meta, volume, port, current: None, troubled: false }.run(&orders);
-    std::thread::Builder::new().name("announce".into()).spawn(body)?;
+    let body = move || {
+        Announcer {
+            meta,
+            volume,
+            port,
+            current: None,
+            troubled: false,
+        }
+        .run(&orders);
+    };
+    std::thread::Builder::new()
+        .name("announce".into())
+        .spawn(body)?;
     Ok(sender)
 }
 
@@ -210,7 +230,11 @@ struct Announcer {
 impl Announcer {
     fn run(mut self, orders: &flume::Receiver<Announce>) {
         loop {
-            let pause = if self.troubled { RETRY } else { self.meta.get().lease() / 4 };
+            let pause = if self.troubled {
+                RETRY
+            } else {
+                self.meta.get().lease() / 4
+            };
             match orders.recv_timeout(pause) {
                 Ok(Announce::Set(record)) => {
                     self.current = Some((record, false));
@@ -234,7 +258,9 @@ impl Announcer {
     /// Announces or renews. Losing the announcement endangers nothing: it only tells tools where
     /// the front is; the token says who owns the volume.
     fn keep(&mut self) {
-        let Some((record, stored)) = &mut self.current else { return };
+        let Some((record, stored)) = &mut self.current else {
+            return;
+        };
         let store = self.meta.get();
         let mut result = Ok(());
         if *stored {
@@ -242,7 +268,9 @@ impl Announcer {
             *stored = result.is_ok();
         }
         if !*stored {
-            result = self.meta.with(|store| catalog::set_front(store, self.volume, record));
+            result = self
+                .meta
+                .with(|store| catalog::set_front(store, self.volume, record));
             *stored = result.is_ok();
         }
         match result {
@@ -256,7 +284,9 @@ impl Announcer {
             }
             Ok(()) if self.troubled => {
                 self.troubled = false;
-                self.port.post(ControlInput::Note("the metadata store answers again".into()));
+                self.port.post(ControlInput::Note(
+                    "the metadata store answers again".into(),
+                ));
             }
             _ => {}
         }

@@ -14,7 +14,9 @@ use super::context::{ControlInput, ControlPort, FrontendOrder, LaneMail};
 use super::process;
 use super::wake::{Mailbox, Post};
 use crate::core::SharedSeq;
-use crate::core::api::{ControlAction, ControlError, ControlEvent, LaneId, LaneOrder, Presented};
+use crate::core::api::{
+    ControlAction, ControlError, ControlEvent, LaneId, LaneOrder, Now, Presented,
+};
 use crate::core::config::NodeEntry;
 use crate::core::control::{ControlConfig, ControlCore};
 use meta::{Announce, Job};
@@ -110,7 +112,7 @@ struct Control {
     entries: Vec<NodeEntry>,
     counters: Counters,
     /// Answers that wait for lanes: whom to tell, for which lanes, until when.
-    asked: Vec<(flume::Sender<Value>, Vec<LaneId>, crate::core::api::Now)>,
+    asked: Vec<(flume::Sender<Value>, Vec<LaneId>, Now)>,
     detachers: Vec<Done>,
     events: Vec<ControlEvent>,
     ended: Option<Result<(), ControlError>>,
@@ -118,7 +120,16 @@ struct Control {
 
 /// Runs until the volume is detached, or cannot be served any more *and* the frontend has ended.
 pub fn run(setup: ControlSetup) -> Result<(), ControlFailure> {
-    let ControlSetup { config, name, cluster, meta, seq, port, mailbox, .. } = setup;
+    let ControlSetup {
+        config,
+        name,
+        cluster,
+        meta,
+        seq,
+        port,
+        mailbox,
+        ..
+    } = setup;
     let volume = config.volume;
     let jobs = meta::worker(meta.clone(), volume, port.clone())?;
     let _watching = meta::watcher(meta.clone(), volume, port.clone())?;
@@ -171,14 +182,15 @@ impl Control {
                     mailbox.event().clear();
                 } else if let Some(peer) = self.nodes.of_token(event.token) {
                     let ready = (event.read, event.write);
-                    self.nodes.ready(now, peer, ready, &self.poller, &mut self.events);
+                    self.nodes
+                        .ready(now, peer, ready, &self.poller, &mut self.events);
                 }
             }
             while let Some(input) = mailbox.try_recv() {
                 self.input(input);
             }
             if now >= next_tick {
-                next_tick = crate::core::api::Now(now.0 + TICK.as_nanos() as u64);
+                next_tick = clock::after(now, TICK);
                 self.events.push(ControlEvent::Tick);
                 self.nodes.tick(now, &self.poller, &mut self.events);
                 self.answer_asked(now);
@@ -196,7 +208,8 @@ impl Control {
                     self.act(action);
                 }
             }
-            self.nodes.flush(clock::now(), &self.poller, &mut self.events);
+            self.nodes
+                .flush(clock::now(), &self.poller, &mut self.events);
         }
     }
 
@@ -204,7 +217,8 @@ impl Control {
         match action {
             ControlAction::Peers(peers) => {
                 self.nodes.set_peers(peers);
-                self.nodes.tick(clock::now(), &self.poller, &mut self.events);
+                self.nodes
+                    .tick(clock::now(), &self.poller, &mut self.events);
             }
             ControlAction::MetaLoad(id) => self.job(Job::Load(id)),
             ControlAction::MetaCommit(id, update) => self.job(Job::Commit(id, update)),
@@ -226,7 +240,8 @@ impl Control {
                 }
             }
             ControlAction::Resized { size_bytes } => {
-                self.frontend_orders.send(FrontendOrder::Resized { size_bytes });
+                self.frontend_orders
+                    .send(FrontendOrder::Resized { size_bytes });
             }
             ControlAction::Ended(result) => {
                 self.ready = None;
@@ -234,7 +249,10 @@ impl Control {
                     tracing::error!("volume {}: {error}", self.name);
                     if self.frontend == Frontend::Serving {
                         let (refused, _) = flume::bounded(1);
-                        self.frontend_orders.send(FrontendOrder::Stop { force: true, refused });
+                        self.frontend_orders.send(FrontendOrder::Stop {
+                            force: true,
+                            refused,
+                        });
                     }
                 }
                 self.ended = Some(result);
@@ -258,13 +276,17 @@ impl Control {
             }
             ControlInput::LaneRemoved(lane) => {
                 self.lanes.remove(&lane);
-                self.asked.iter_mut().for_each(|(_, lanes, _)| lanes.retain(|l| *l != lane));
+                self.asked
+                    .iter_mut()
+                    .for_each(|(_, lanes, _)| lanes.retain(|l| *l != lane));
                 self.events.push(ControlEvent::LaneRemoved(lane));
             }
             ControlInput::Lane(lane, report) => self.events.push(ControlEvent::Lane(lane, report)),
             ControlInput::Stats { lane, stats, last } => {
                 self.counters.told(lane, *stats, last);
-                self.asked.iter_mut().for_each(|(_, lanes, _)| lanes.retain(|l| *l != lane));
+                self.asked
+                    .iter_mut()
+                    .for_each(|(_, lanes, _)| lanes.retain(|l| *l != lane));
                 self.answer_asked(clock::now());
             }
             ControlInput::Attached { device } => self.attached(device),
@@ -281,11 +303,16 @@ impl Control {
             ControlInput::Meta(id, outcome) => self.events.push(ControlEvent::Meta(id, outcome)),
             ControlInput::MapChanged => self.events.push(ControlEvent::MapChanged),
             ControlInput::Note(text) => tracing::warn!("{text}"),
-            ControlInput::Detach { force, refused, done } => {
+            ControlInput::Detach {
+                force,
+                refused,
+                done,
+            } => {
                 self.detachers.retain(|done| !done.is_disconnected());
                 self.detachers.extend(done);
                 if self.frontend == Frontend::Serving {
-                    self.frontend_orders.send(FrontendOrder::Stop { force, refused });
+                    self.frontend_orders
+                        .send(FrontendOrder::Stop { force, refused });
                 } else {
                     self.ready = None;
                     self.events.push(ControlEvent::Detach);
@@ -300,8 +327,8 @@ impl Control {
                 self.lanes.values().for_each(|post| {
                     post.send(LaneMail::Stats);
                 });
-                let until = clock::now().0 + STATS_MAX.as_nanos() as u64;
-                self.asked.push((reply, lanes, crate::core::api::Now(until)));
+                let until = clock::after(clock::now(), STATS_MAX);
+                self.asked.push((reply, lanes, until));
                 self.answer_asked(clock::now());
             }
         }
@@ -330,15 +357,21 @@ impl Control {
         })
     }
 
-    fn answer_asked(&mut self, now: crate::core::api::Now) {
+    fn answer_asked(&mut self, now: Now) {
         if self.asked.is_empty() {
             return;
         }
-        let names: BTreeMap<_, _> =
-            self.core.status().nodes.into_iter().map(|node| (node.node, node.name)).collect();
+        let names: BTreeMap<_, _> = self
+            .core
+            .status()
+            .nodes
+            .into_iter()
+            .map(|node| (node.node, node.name))
+            .collect();
         let name = |slot: usize| {
             let node = self.entries.get(slot).map(|entry| entry.node);
-            node.and_then(|node| names.get(&node).cloned()).unwrap_or_default()
+            node.and_then(|node| names.get(&node).cloned())
+                .unwrap_or_default()
         };
         let answer = |lanes: &[LaneId], until| lanes.is_empty() || now >= until;
         let due = |(_, lanes, until): &mut (_, Vec<LaneId>, _)| answer(lanes, *until);
@@ -359,9 +392,9 @@ impl Control {
             let _ = cleared.recv_timeout(GOODBYE_MAX);
         }
         for done in self.detachers.drain(..) {
-            let result = result.as_ref().map(|()| ()).map_err(ToString::to_string);
+            let result = result.as_ref().map_err(ToString::to_string);
             // Whoever asked may be gone.
-            let _ = done.send(result);
+            let _ = done.send(result.copied());
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::poller::Poller;
 use crate::core::api::{ControlEvent, Now, Peer, PeerIndex};
 use crate::shell::address::{self, Address};
+use crate::shell::clock;
 use crate::shell::peers::greet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -56,7 +57,12 @@ pub(super) struct Nodes {
 
 impl Nodes {
     pub(super) fn new(cluster: ClusterId, base: u64) -> Self {
-        Self { cluster, connections: Vec::new(), base, buffer: vec![0; READ_BYTES] }
+        Self {
+            cluster,
+            connections: Vec::new(),
+            base,
+            buffer: vec![0; READ_BYTES],
+        }
     }
 
     /// The connection that a token of the poller names.
@@ -140,7 +146,9 @@ impl Nodes {
         out: &mut Vec<ControlEvent>,
     ) {
         let index = peer.0 as usize;
-        let Some(connection) = self.connections.get_mut(index) else { return };
+        let Some(connection) = self.connections.get_mut(index) else {
+            return;
+        };
         if connection.socket.is_none() {
             return;
         }
@@ -181,7 +189,10 @@ impl Connection {
             let address = &self.peer.addresses[self.address % self.peer.addresses.len()];
             self.address = self.address.wrapping_add(1);
             let parsed: Result<Address, _> = address.parse();
-            match parsed.map_err(|error| error.to_string()).and_then(|a| a.connect().map_err(text)) {
+            match parsed
+                .map_err(|error| error.to_string())
+                .and_then(|a| a.connect().map_err(text))
+            {
                 Ok(connecting) => {
                     let socket = TcpStream::from(connecting.socket);
                     poller.add(socket.as_raw_fd(), token).map_err(text)?;
@@ -225,11 +236,15 @@ impl Connection {
     ) -> Result<(), String> {
         let mut frames = Vec::new();
         loop {
-            let Some(socket) = &mut self.socket else { return Ok(()) };
+            let Some(socket) = &mut self.socket else {
+                return Ok(());
+            };
             match socket.read(buffer) {
                 Ok(0) => return Err("the node closed the connection".to_owned()),
                 Ok(n) => {
-                    self.decoder.feed(&buffer[..n], &mut frames).map_err(|e| e.to_string())?;
+                    self.decoder
+                        .feed(&buffer[..n], &mut frames)
+                        .map_err(|e| e.to_string())?;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -251,7 +266,9 @@ impl Connection {
     }
 
     fn write(&mut self, poller: &Poller, token: u64) -> Result<(), String> {
-        let Some(socket) = &mut self.socket else { return Ok(()) };
+        let Some(socket) = &mut self.socket else {
+            return Ok(());
+        };
         let mut sent = 0;
         while sent < self.unsent.len() {
             match socket.write(&self.unsent[sent..]) {
@@ -283,8 +300,9 @@ impl Connection {
         // Closing takes it out of the poller.
         self.socket = None;
         self.unsent.clear();
-        let retry = u64::try_from(RETRY.as_nanos()).unwrap_or(u64::MAX);
-        self.state = State::Idle { retry_at: Now(now.0 + retry) };
+        self.state = State::Idle {
+            retry_at: clock::after(now, RETRY),
+        };
     }
 }
 

@@ -45,10 +45,17 @@ impl Poller {
 
     fn control(&self, op: i32, fd: RawFd, token: u64, write: bool) -> io::Result<()> {
         let bits = libc::EPOLLIN | if write { libc::EPOLLOUT } else { 0 };
-        let mut event = libc::epoll_event { events: bits.cast_unsigned(), u64: token };
+        let mut event = libc::epoll_event {
+            events: bits.cast_unsigned(),
+            u64: token,
+        };
         // SAFETY: `event` is a valid epoll_event, only read.
         let rc = unsafe { libc::epoll_ctl(self.0.as_raw_fd(), op, fd, &raw mut event) };
-        if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if rc < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     }
 
     /// Waits until something is ready or time is up.

@@ -46,7 +46,13 @@ impl ControlSocket {
             _ => {}
         }
         let listener = UnixListener::bind(path)?;
-        Ok((listener, Self { path: path.to_owned(), clients: Arc::default() }))
+        Ok((
+            listener,
+            Self {
+                path: path.to_owned(),
+                clients: Arc::default(),
+            },
+        ))
     }
 
     /// Answers clients on threads of its own, until the process ends.
@@ -66,12 +72,19 @@ impl ControlSocket {
                     }
                     count.fetch_sub(1, Ordering::Relaxed);
                 };
-                if std::thread::Builder::new().name("ask".into()).spawn(body).is_err() {
+                if std::thread::Builder::new()
+                    .name("ask".into())
+                    .spawn(body)
+                    .is_err()
+                {
                     clients.fetch_sub(1, Ordering::Relaxed);
                 }
             }
         };
-        std::thread::Builder::new().name("control-socket".into()).spawn(body).map(|_| ())
+        std::thread::Builder::new()
+            .name("control-socket".into())
+            .spawn(body)
+            .map(|_| ())
     }
 
     /// Clients that are being answered.
@@ -114,25 +127,42 @@ fn failure(error: impl std::fmt::Display) -> Value {
 fn answer(line: &str, port: &ControlPort) -> (Value, bool) {
     let request: Value = match serde_json::from_str(line) {
         Ok(request) => request,
-        Err(error) => return (failure(format!("not a JSON object on one line: {error}")), true),
+        Err(error) => {
+            return (
+                failure(format!("not a JSON object on one line: {error}")),
+                true,
+            );
+        }
     };
     let question = match request["cmd"].as_str() {
         Some("status") => Question::Status,
         Some("stats") => Question::Stats,
         Some("detach") => return (detach(request["force"].as_bool() == Some(true), port), true),
-        _ => return (failure("unknown cmd; there are status, stats, detach"), false),
+        _ => {
+            return (
+                failure("unknown cmd; there are status, stats, detach"),
+                false,
+            );
+        }
     };
     let (reply, answer) = flume::bounded(1);
     port.post(ControlInput::Ask(question, reply));
     let answer = answer.recv_timeout(ANSWER_MAX);
-    (answer.unwrap_or_else(|_| failure("the front does not answer")), false)
+    (
+        answer.unwrap_or_else(|_| failure("the front does not answer")),
+        false,
+    )
 }
 
 /// Returns when the volume is detached, or with the reason why it is not.
 fn detach(force: bool, port: &ControlPort) -> Value {
     let (refused, why) = flume::bounded(1);
     let (done, ended) = flume::bounded(1);
-    port.post(ControlInput::Detach { force, refused, done: Some(done) });
+    port.post(ControlInput::Detach {
+        force,
+        refused,
+        done: Some(done),
+    });
     // The sender is dropped when the order is accepted.
     if let Ok(why) = why.recv() {
         return failure(why);

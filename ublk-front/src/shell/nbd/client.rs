@@ -63,7 +63,10 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(socket: Arc<OwnedFd>, name: &str, size_bytes: Arc<AtomicU64>) -> Self {
         let mut greeting = Vec::new();
-        let export = Export { name: name.to_owned(), size_bytes: size_bytes.load(Ordering::Relaxed) };
+        let export = Export {
+            name: name.to_owned(),
+            size_bytes: size_bytes.load(Ordering::Relaxed),
+        };
         let session = Session::new(export, &mut greeting);
         let mut outbox = Outbox::default();
         outbox.head(&greeting);
@@ -129,7 +132,8 @@ impl Client {
         let again = matches!(-result, libc::EINTR | libc::EAGAIN);
         match kind {
             Kind::ClientSend => {
-                self.outbox.completed(usize::try_from(result).unwrap_or(0), &mut self.holds);
+                self.outbox
+                    .completed(usize::try_from(result).unwrap_or(0), &mut self.holds);
                 if result < 0 && !again {
                     let error = std::io::Error::from_raw_os_error(-result);
                     self.break_off(&error.to_string(), slots);
@@ -147,8 +151,11 @@ impl Client {
                 let direct = std::mem::take(&mut self.direct);
                 match usize::try_from(result) {
                     Ok(n) if n > 0 && direct => {
-                        if let Some(Filling { left, piece: Some((_, _, done)), .. }) =
-                            &mut self.filling
+                        if let Some(Filling {
+                            left,
+                            piece: Some((_, _, done)),
+                            ..
+                        }) = &mut self.filling
                         {
                             (*left, *done) = (*left - n, *done + n);
                         }
@@ -225,7 +232,12 @@ impl Client {
                 });
             }
             Work::Flush => return self.begin_bare(request, GuestOp::Flush, 0, 0, lane, slots),
-            Work::Zero { offset, length, unmap, fua } => {
+            Work::Zero {
+                offset,
+                length,
+                unmap,
+                fua,
+            } => {
                 let op = GuestOp::Zero { unmap, fua };
                 return self.begin_bare(request, op, offset, length, lane, slots);
             }
@@ -251,7 +263,15 @@ impl Client {
         let sector = offset / SECTOR_BYTES as u64;
         #[allow(clippy::cast_possible_truncation)] // a quotient of a u32
         let count = (u64::from(length) / SECTOR_BYTES as u64) as u32;
-        lane.guest(GuestIo { tag, op, sector, count }, slots);
+        lane.guest(
+            GuestIo {
+                tag,
+                op,
+                sector,
+                count,
+            },
+            slots,
+        );
         true
     }
 
@@ -283,7 +303,9 @@ impl Client {
 
     /// Takes payload of a WRITE; `false`: more bytes or a slot are needed.
     fn fill(&mut self, lane: &mut LaneDriver, slots: &mut Slots) -> bool {
-        let Some(filling) = &mut self.filling else { return true };
+        let Some(filling) = &mut self.filling else {
+            return true;
+        };
         let bytes = self.inbox.bytes();
         let Some(request) = filling.request else {
             let n = bytes.len().min(filling.left);
@@ -297,12 +319,18 @@ impl Client {
         };
         if filling.piece.is_none() && filling.left > 0 {
             let size = piece_bytes(filling.offset, filling.left as u64);
-            let Some(tag) = slots.take(size) else { return false };
+            let Some(tag) = slots.take(size) else {
+                return false;
+            };
             filling.piece = Some((tag, size, 0));
         }
         if let Some((tag, size, done)) = &mut filling.piece {
             let n = bytes.len().min(*size - *done);
-            let part = BufferPart { tag: *tag, offset_bytes: as_u32(*done), bytes: as_u32(n) };
+            let part = BufferPart {
+                tag: *tag,
+                offset_bytes: as_u32(*done),
+                bytes: as_u32(n),
+            };
             let to = slots.part(part).as_ptr();
             // SAFETY: `part` checked that `n` bytes fit; the slot is ours until it goes to the lane;
             // the inbox is another allocation.
@@ -313,7 +341,12 @@ impl Client {
             if *done < *size {
                 return false;
             }
-            let io = guest_io(*tag, GuestOp::Write { fua: filling.fua }, filling.offset, *size);
+            let io = guest_io(
+                *tag,
+                GuestOp::Write { fua: filling.fua },
+                filling.offset,
+                *size,
+            );
             filling.offset += *size as u64;
             filling.piece = None;
             self.requests.piece(request, io.tag);
@@ -353,7 +386,11 @@ impl Client {
     }
 
     fn reply(&mut self, answer: &Answer, slots: &mut Slots) {
-        let Answer { request, error, pieces } = answer;
+        let Answer {
+            request,
+            error,
+            pieces,
+        } = answer;
         if self.broken || !request.is_read() {
             for tag in pieces {
                 slots.give_back(*tag);
@@ -373,7 +410,13 @@ impl Client {
             return;
         }
         let put = |bytes: &[u8]| self.outbox.head(bytes);
-        reply::data(structured, request.cookie, request.offset, request.length, put);
+        reply::data(
+            structured,
+            request.cookie,
+            request.offset,
+            request.length,
+            put,
+        );
         // An unaligned read leaves out what was read before and after it.
         let mut at = request.offset / SECTOR_BYTES as u64 * SECTOR_BYTES as u64;
         let end = request.offset + u64::from(request.length);
@@ -381,10 +424,11 @@ impl Client {
         for tag in pieces {
             let size = piece_bytes(at, read_end - at) as u64;
             let (from, to) = (at.max(request.offset), (at + size).min(end));
+            #[allow(clippy::cast_possible_truncation)] // at most a slot
             let part = BufferPart {
                 tag: *tag,
-                offset_bytes: as_u32((from - at) as usize),
-                bytes: as_u32((to - from) as usize),
+                offset_bytes: (from - at) as u32,
+                bytes: (to - from) as u32,
             };
             self.outbox.payload(part, &mut self.holds);
             self.sending.push(*tag);
@@ -410,7 +454,13 @@ impl Client {
         let left = request.payload_bytes() as usize;
         if left > 0 {
             let (offset, fua) = (request.offset, false);
-            self.filling = Some(Filling { request: None, offset, left, piece: None, fua });
+            self.filling = Some(Filling {
+                request: None,
+                offset,
+                left,
+                piece: None,
+                fua,
+            });
         }
     }
 
@@ -420,14 +470,21 @@ impl Client {
         if !self.receiving && !self.ended && !self.is_stalled() {
             self.receiving = true;
             let entry = match &self.filling {
-                Some(Filling { piece: Some((tag, size, done)), .. })
-                    if size - done >= DIRECT_BYTES_MIN =>
-                {
+                Some(Filling {
+                    piece: Some((tag, size, done)),
+                    ..
+                }) if size - done >= DIRECT_BYTES_MIN => {
                     self.direct = true;
                     let (offset_bytes, bytes) = (as_u32(*done), as_u32(size - done));
-                    let part = BufferPart { tag: *tag, offset_bytes, bytes };
+                    let part = BufferPart {
+                        tag: *tag,
+                        offset_bytes,
+                        bytes,
+                    };
                     let at = slots.part(part).as_ptr();
-                    opcode::Recv::new(types::Fd(fd), at, bytes).flags(libc::MSG_WAITALL).build()
+                    opcode::Recv::new(types::Fd(fd), at, bytes)
+                        .flags(libc::MSG_WAITALL)
+                        .build()
                 }
                 _ => self.inbox.receive(fd),
             };
@@ -456,5 +513,10 @@ fn as_u32(value: usize) -> u32 {
 
 fn guest_io(tag: GuestTag, op: GuestOp, offset: u64, bytes: usize) -> GuestIo {
     let sector = offset / SECTOR_BYTES as u64;
-    GuestIo { tag, op, sector, count: as_u32(bytes / SECTOR_BYTES) }
+    GuestIo {
+        tag,
+        op,
+        sector,
+        count: as_u32(bytes / SECTOR_BYTES),
+    }
 }

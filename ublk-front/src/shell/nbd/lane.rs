@@ -15,17 +15,23 @@ use std::sync::atomic::AtomicU64;
 /// Submission entries: a receive and a send per connection; fewer would only mean an extra entry
 /// into the kernel now and then.
 const SQ_ENTRIES: u32 = 256;
-/// Completions: three per connection (connect, receive, send) can never overflow it.
+/// Completions: at most three per connection wait at a time; should there be hundreds of shards, the
+/// kernel keeps what does not fit and hands it out at the next entry.
 const CQ_ENTRIES: u32 = 1024;
 
 /// A ring that is only ever used by the thread that makes it.
 fn ring() -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
-    builder.setup_cqsize(CQ_ENTRIES).setup_single_issuer().setup_defer_taskrun();
+    builder
+        .setup_cqsize(CQ_ENTRIES)
+        .setup_single_issuer()
+        .setup_defer_taskrun();
     builder.build(SQ_ENTRIES).or_else(|error| {
         // Kernels before 6.1 lack these two; everything works without them.
         tracing::debug!("ring without deferred task work: {error}");
-        IoUring::builder().setup_cqsize(CQ_ENTRIES).build(SQ_ENTRIES)
+        IoUring::builder()
+            .setup_cqsize(CQ_ENTRIES)
+            .build(SQ_ENTRIES)
     })
 }
 

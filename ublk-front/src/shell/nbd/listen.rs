@@ -29,7 +29,10 @@ pub(super) enum Ready {
 impl Listeners {
     /// Listens where the settings say; on `RUN_DIR/VOLUME.nbd` if they say nothing.
     pub(super) fn bind(settings: &FrontSettings) -> Result<Self, FrontendError> {
-        let mut listeners = Self { unix: None, tcp: None };
+        let mut listeners = Self {
+            unix: None,
+            tcp: None,
+        };
         if let Some(address) = settings.nbd_tcp {
             if !address.ip().is_loopback() && !settings.insecure_plaintext {
                 return Err(FrontendError::Failed(format!(
@@ -42,7 +45,8 @@ impl Listeners {
             }
             let doing = format!("listen on {address}");
             let tcp = TcpListener::bind(address).map_err(FrontendError::io(doing))?;
-            tcp.set_nonblocking(true).map_err(FrontendError::io("set up the listener"))?;
+            tcp.set_nonblocking(true)
+                .map_err(FrontendError::io("set up the listener"))?;
             listeners.tcp = Some(tcp);
         }
         let default = || settings.run_dir.join(format!("{}.nbd", settings.volume));
@@ -65,7 +69,8 @@ impl Listeners {
             format!("nbd+unix:///{volume}?socket={}", path.display())
         });
         let address = self.tcp.as_ref().and_then(|tcp| tcp.local_addr().ok());
-        unix.into_iter().chain(address.map(|address| format!("nbd://{address}/{volume}")))
+        unix.into_iter()
+            .chain(address.map(|address| format!("nbd://{address}/{volume}")))
     }
 
     /// Waits for a client or an order.
@@ -156,17 +161,27 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 }
 
 fn poll_in(fd: RawFd) -> libc::pollfd {
-    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+    libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    }
 }
 
 /// `false`: time is up.
 fn poll(fds: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<bool> {
-    let millis = timeout.map_or(-1, |time| i32::try_from(time.as_millis()).unwrap_or(i32::MAX));
+    let millis = timeout.map_or(-1, |time| {
+        i32::try_from(time.as_millis()).unwrap_or(i32::MAX)
+    });
     // SAFETY: the slice is valid for its length.
     let rc = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, millis) };
     if rc >= 0 {
         return Ok(rc > 0);
     }
     let error = io::Error::last_os_error();
-    if error.raw_os_error() == Some(libc::EINTR) { Ok(false) } else { Err(error) }
+    if error.raw_os_error() == Some(libc::EINTR) {
+        Ok(false)
+    } else {
+        Err(error)
+    }
 }

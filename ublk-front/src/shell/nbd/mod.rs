@@ -39,7 +39,9 @@ pub fn serve(ctx: FrontContext) -> Result<(), FrontendError> {
     let size_bytes = Arc::new(AtomicU64::new(ctx.presented.size_bytes));
     let mut clients: Vec<Served> = Vec::new();
     loop {
-        let ready = listeners.wait(ctx.orders.event(), None).map_err(FrontendError::io("poll"))?;
+        let ready = listeners
+            .wait(ctx.orders.event(), None)
+            .map_err(FrontendError::io("poll"))?;
         reap(&mut clients);
         if let Ready::Client(socket) = ready {
             if clients.len() >= CLIENTS_MAX {
@@ -93,11 +95,7 @@ fn reap(clients: &mut Vec<Served>) {
 }
 
 /// Gives clients that are about to leave the time to do so, until so many are left.
-fn await_goodbyes(
-    listeners: &Listeners,
-    clients: &mut Vec<Served>,
-    left: usize,
-) -> io::Result<()> {
+fn await_goodbyes(listeners: &Listeners, clients: &mut Vec<Served>, left: usize) -> io::Result<()> {
     let begin = super::clock::now();
     reap(clients);
     while clients.len() > left && super::clock::now().since(begin) < GOODBYE {
@@ -144,7 +142,9 @@ fn start(
         // The client waits for it, and the listener may keep the descriptor for a while.
         address::shutdown(ours.as_raw_fd());
     };
-    let thread = std::thread::Builder::new().name(format!("nbd{}", id.0)).spawn(body);
+    let thread = std::thread::Builder::new()
+        .name(format!("nbd{}", id.0))
+        .spawn(body);
     let thread = thread.map_err(FrontendError::io("start a thread for the client"))?;
     Ok(Served { socket, thread })
 }

@@ -58,7 +58,10 @@ impl Slots {
 
     /// A slot for a request without data.
     pub(super) fn take_bare(&mut self) -> Option<GuestTag> {
-        let slot = self.empty.pop().or_else(|| self.free.iter_mut().find_map(Vec::pop))?;
+        let slot = self
+            .empty
+            .pop()
+            .or_else(|| self.free.iter_mut().find_map(Vec::pop))?;
         Some(GuestTag(slot))
     }
 
@@ -79,7 +82,11 @@ impl Slots {
 
 /// The smallest class with room for `bytes`.
 fn class_of(bytes: usize) -> usize {
-    bytes.div_ceil(SECTOR_BYTES).max(1).next_power_of_two().ilog2() as usize
+    bytes
+        .div_ceil(SECTOR_BYTES)
+        .max(1)
+        .next_power_of_two()
+        .ilog2() as usize
 }
 
 // SAFETY: a slot's buffer is replaced or dropped only while the slot is free; the connection gives a

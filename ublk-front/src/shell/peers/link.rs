@@ -5,6 +5,7 @@ use super::receive::Receive;
 use crate::core::api::{BufferPart, Now, Peer, PeerIndex};
 use crate::shell::address::{self, Address};
 use crate::shell::buffers::{GuestBuffers, Holds};
+use crate::shell::clock;
 use crate::shell::outbox::Outbox;
 use io_uring::{opcode, squeue, types};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -123,9 +124,8 @@ impl Link {
             .saturating_mul(1 << self.failures.min(10))
             .min(BACKOFF_MAX);
         self.failures = self.failures.saturating_add(1);
-        let pause = u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX);
         self.state = State::Idle {
-            retry_at: Now(now.0.saturating_add(pause)),
+            retry_at: clock::after(now, pause),
         };
     }
 

@@ -12,8 +12,8 @@ use super::buffers::{GuestBuffers, Holds};
 use super::user_data::{Kind, pack};
 use crate::core::api::{BufferPart, Now, Peer, PeerIndex};
 use io_uring::squeue;
-pub(crate) use link::greet;
 use link::Link;
+pub(crate) use link::greet;
 use std::sync::Arc;
 use ukai_proto::{ClusterId, Header, Incarnation};
 

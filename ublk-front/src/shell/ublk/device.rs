@@ -9,7 +9,7 @@
 
 use super::error::{DeviceError, check, plain};
 use super::lane::Lane;
-use super::leftover::{Leftover, LeftoverState, delete, find, fingerprint};
+use super::leftover::{Leftover, LeftoverState, delete, find, fingerprint, remove};
 use super::params::{DeviceShape, IO_BYTES_MAX};
 use super::threads::QueueThreads;
 use crate::shell::wake::EventFd;
@@ -202,18 +202,8 @@ impl Device {
         let Self {
             control, device, ..
         } = self;
-        // The driver waits until nobody has its character device open.
         drop(device);
-        match check(&format!("remove {path}"), control.del_dev()) {
-            // Removed by someone else: what we want is done.
-            Err(DeviceError::Refused { source, .. })
-                if source.raw_os_error() == Some(libc::ENODEV) =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(error),
-            Ok(()) => stopped,
-        }
+        delete(&control, &path).and(stopped)
     }
 
     /// Stops the device and waits until its queues have ended.
@@ -254,7 +244,7 @@ impl Device {
                 path: leftover.path(),
                 pid: leftover.pid,
             }),
-            LeftoverState::Dead => delete(&leftover).map(|()| None),
+            LeftoverState::Dead => remove(&leftover).map(|()| None),
         }
     }
 

@@ -183,11 +183,11 @@ pub fn remove_leftover(volume: VolumeId) -> Result<Option<String>, DeviceError> 
             pid: leftover.pid,
         });
     }
-    delete(&leftover)?;
+    remove(&leftover)?;
     Ok(Some(leftover.path()))
 }
 
-pub(super) fn delete(leftover: &Leftover) -> Result<(), DeviceError> {
+pub(super) fn remove(leftover: &Leftover) -> Result<(), DeviceError> {
     let path = leftover.path();
     let id = i32::try_from(leftover.id);
     let id = id.unwrap_or_else(|_| panic!("the driver numbers devices from 0, not {path}"));
@@ -197,7 +197,27 @@ pub(super) fn delete(leftover: &Leftover) -> Result<(), DeviceError> {
         source: super::error::plain(error),
     })?;
     check(&format!("stop {path}"), control.kill_dev())?;
-    check(&format!("remove {path}"), control.del_dev())
+    delete(&control, &path)
+}
+
+/// Deletes a stopped device. Both its files are gone afterwards; its number is free when the last
+/// user has let go, for which nobody waits: a file system that is mounted in some forgotten
+/// namespace would hold the front for ever.
+pub(super) fn delete(control: &UblkCtrl, path: &str) -> Result<(), DeviceError> {
+    let doing = format!("remove {path}");
+    let is_gone = |error: &DeviceError| {
+        let DeviceError::Refused { source, .. } = error else {
+            return false;
+        };
+        source.raw_os_error() == Some(libc::ENODEV)
+    };
+    match check(&doing, control.del_dev_async()) {
+        // Removed by someone else: what we want is done.
+        Err(error) if is_gone(&error) => Ok(()),
+        // Linux before 6.9 knows only the command that waits.
+        Err(_) => check(&doing, control.del_dev()),
+        Ok(()) => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod device;
 mod error;
 mod lane;
 mod leftover;
+mod mounts;
 mod params;
 mod queue;
 mod request;
@@ -20,6 +21,7 @@ pub use device::{Device, Origin, available};
 pub use error::DeviceError;
 pub use lane::Lane;
 pub use leftover::{Leftover, LeftoverState, find, remove_leftover};
+pub use mounts::forget_mounts;
 pub use params::DeviceShape;
 pub use usage::users;
 
@@ -32,7 +34,12 @@ use std::os::fd::AsRawFd;
 
 /// Presents the volume until [`FrontendOrder::Stop`].
 pub fn serve(context: FrontContext) -> Result<(), FrontendError> {
-    let FrontContext { presented, settings, control, .. } = &context;
+    let FrontContext {
+        presented,
+        settings,
+        control,
+        ..
+    } = &context;
     let shape = DeviceShape::new(presented, settings.queues, settings.depth);
     let port = control.clone();
     let device = Device::start(presented.volume, &presented.name, &shape, move |_queue| {
@@ -45,12 +52,18 @@ pub fn serve(context: FrontContext) -> Result<(), FrontendError> {
         if wait(context.orders.event(), device.closed())? {
             let path = device.path();
             device.remove()?;
-            return Err(FrontendError::Failed(format!("another program removed {path}")));
+            return Err(FrontendError::Failed(format!(
+                "another program removed {path}"
+            )));
         }
         while let Some(order) = context.orders.try_recv() {
             match order {
                 FrontendOrder::Stop { force, refused } => {
-                    let users = if force { Vec::new() } else { users(device.id()) };
+                    let users = if force {
+                        Vec::new()
+                    } else {
+                        users(device.id())
+                    };
                     if users.is_empty() {
                         drop(refused);
                         return Ok(device.remove()?);
@@ -68,7 +81,10 @@ pub fn serve(context: FrontContext) -> Result<(), FrontendError> {
 }
 
 fn refusal(path: &str, users: &[String]) -> String {
-    format!("{path} is in use: {}; unmount or close it first, or force the detach", users.join(", "))
+    format!(
+        "{path} is in use: {}; unmount or close it first, or force the detach",
+        users.join(", ")
+    )
 }
 
 /// Waits for an order or for the end of the device; `true`: it has ended.
@@ -99,7 +115,10 @@ mod tests {
 
     #[test]
     fn a_refusal_names_every_user() {
-        let users = ["mounted at /mnt".to_owned(), "open in qemu (process 9)".to_owned()];
+        let users = [
+            "mounted at /mnt".to_owned(),
+            "open in qemu (process 9)".to_owned(),
+        ];
         let text = refusal("/dev/ublkb0", &users);
         assert!(text.contains("/mnt") && text.contains("process 9") && text.contains("force"));
     }

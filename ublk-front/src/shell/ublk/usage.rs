@@ -20,16 +20,17 @@ pub fn users(id: u32) -> Vec<String> {
     for part in &parts {
         found.extend(holders(part));
     }
-    // The front has a mount namespace of its own, so the one of process 1 is the one to look at.
-    let mounts = ["/proc/1/mountinfo", "/proc/self/mountinfo"];
-    let table = mounts
-        .iter()
-        .find_map(|path| fs::read_to_string(path).ok())
-        .unwrap_or_default();
-    found.extend(mount_points(&table, &numbers));
+    let proc = Path::new("/proc");
+    for (pid, table) in mount_tables(proc) {
+        let points = mount_points(&table, &numbers);
+        found.extend(points.into_iter().map(|point| match pid {
+            1 => point,
+            pid => format!("{point} for process {pid}"),
+        }));
+    }
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
     found.extend(swap_areas(&swaps, &parts));
-    found.extend(openers(Path::new("/proc"), &parts));
+    found.extend(openers(proc, &parts));
     found
 }
 
@@ -60,6 +61,41 @@ fn holders(part: &str) -> Vec<String> {
         .flatten()
         .filter_map(|entry| entry.file_name().into_string().ok());
     names.map(|name| format!("{name} is built on it")).collect()
+}
+
+/// One mountinfo table per mount namespace but our own (which has no mounts of ublk devices), with
+/// a process that lives in it: the lowest number, so process 1 for that of the machine.
+fn mount_tables(proc: &Path) -> Vec<(u32, String)> {
+    let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
+    let mut known: Vec<_> = namespace(&proc.join("self")).into_iter().collect();
+    let mut processes = numbered(proc);
+    processes.sort_unstable();
+    let mut tables = Vec::new();
+    for pid in processes {
+        let process = proc.join(pid.to_string());
+        let Some(name) = namespace(&process) else {
+            continue;
+        };
+        if !known.contains(&name) {
+            known.push(name);
+            tables.push((
+                pid,
+                fs::read_to_string(process.join("mountinfo")).unwrap_or_default(),
+            ));
+        }
+    }
+    tables
+}
+
+/// The processes in `/proc`.
+fn numbered(proc: &Path) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(proc) else {
+        return Vec::new();
+    };
+    let names = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter_map(|name| name.parse().ok()).collect()
 }
 
 /// Mount points in a mountinfo table whose device number (third field) is one of `numbers`.
@@ -94,18 +130,9 @@ fn is_part(path: &str, parts: &[String]) -> bool {
 /// Processes that have it open. `proc` is `/proc`, or a folder made like it.
 fn openers(proc: &Path, parts: &[String]) -> Vec<String> {
     let mut found = Vec::new();
-    let Ok(entries) = fs::read_dir(proc) else {
-        return found;
-    };
-    for process in entries.flatten() {
-        let Some(pid) = process
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        let Ok(files) = fs::read_dir(process.path().join("fd")) else {
+    for pid in numbered(proc) {
+        let process = proc.join(pid.to_string());
+        let Ok(files) = fs::read_dir(process.join("fd")) else {
             continue;
         };
         let opens = files.flatten().any(|file| {
@@ -113,7 +140,7 @@ fn openers(proc: &Path, parts: &[String]) -> Vec<String> {
             target.is_ok_and(|target| target.to_str().is_some_and(|path| is_part(path, parts)))
         });
         if opens {
-            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
             found.push(format!("open in {} (process {pid})", name.trim()));
         }
     }
@@ -133,6 +160,27 @@ mod tests {
         let numbers = ["259:0".to_owned(), "259:1".to_owned()];
         assert_eq!(mount_points(table, &numbers), ["mounted at /mnt/disk"]);
         assert!(mount_points(table, &[]).is_empty());
+    }
+
+    #[test]
+    fn each_other_namespace_is_looked_at_once() -> std::io::Result<()> {
+        let proc = std::env::temp_dir().join(format!("ukai-mounts-test-{}", std::process::id()));
+        let processes = [
+            ("self", "own"),
+            ("1", "main"),
+            ("9", "box"),
+            ("30", "own"),
+            ("41", "box"),
+        ];
+        for (pid, namespace) in processes {
+            fs::create_dir_all(proc.join(pid).join("ns"))?;
+            symlink(namespace, proc.join(pid).join("ns/mnt"))?;
+            fs::write(proc.join(pid).join("mountinfo"), namespace)?;
+        }
+        let tables = mount_tables(&proc);
+        fs::remove_dir_all(&proc)?;
+        assert_eq!(tables, [(1, "main".to_owned()), (9, "box".to_owned())]);
+        Ok(())
     }
 
     #[test]
