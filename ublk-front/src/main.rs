@@ -20,8 +20,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("UKAI_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,libublk=warn,zookeeper_client=warn")),
+            tracing_subscriber::EnvFilter::try_from_env("UKAI_LOG").unwrap_or_else(|_| {
+                tracing_subscriber::EnvFilter::new("info,libublk=warn,zookeeper_client=warn")
+            }),
         )
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())

@@ -197,6 +197,28 @@ fn damage_on_the_way_is_noticed_and_read_from_the_other_replica() {
 }
 
 #[test]
+fn nodes_that_speak_nonsense_or_are_others_do_no_harm() {
+    let cluster = Cluster::new(2);
+    let front = cluster.attach(&[]);
+    let mut client = NbdClient::connect(&front.socket(), true).unwrap();
+    let data = pattern(3, 1 << 20);
+    for round in 0..4u64 {
+        cluster.nodes[usize::from(round % 2 == 0)].junk();
+        client.write(round << 20, &data);
+        assert!(client.read(round << 20, 1 << 20) == data);
+    }
+    // Another node answers at the address: as good as lost.
+    cluster.nodes[1].impostor(true);
+    cluster.nodes[1].disconnect(false);
+    client.write(0, &data);
+    assert!(client.read(0, 1 << 20) == data);
+    let head = ukai_meta::catalog::load_head(cluster.store(), cluster.volume).unwrap();
+    assert_eq!(head.health.len(), 1);
+    assert_eq!(head.health[0].0, cluster.nodes[1].id());
+    client.disconnect();
+}
+
+#[test]
 fn junk_and_vanishing_clients_do_no_harm() {
     let cluster = Cluster::new(1);
     let front = cluster.attach(&[]);

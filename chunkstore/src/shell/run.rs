@@ -219,8 +219,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
             Err(_) => return Err(Error::Executor("all executors ended".into())),
         }
     }
+    let url = options.meta.clone();
     let control = Control {
-        url: options.meta.clone(),
+        reopen: Box::new(move || ukai_meta::open(&url)),
         store,
         record: record.clone(),
         incarnation,

@@ -408,6 +408,24 @@ fn an_added_location_is_filled_and_promoted() {
 }
 
 #[test]
+fn what_an_earlier_life_left_on_the_joining_node_is_compared_too() {
+    let mut world = World::serving();
+    world.written.insert(PEER_C, vec![ChunkIndex(9)]);
+    world.map = committed(transition::add_location(&world.map, ALL, C).unwrap());
+    world.event(ControlEvent::MapChanged);
+    world.restore(PEER_C, 1);
+    world.pass(Duration::from_millis(100));
+    assert_eq!(
+        world
+            .pulls
+            .iter()
+            .map(|(_, chunk, _)| chunk.0)
+            .collect::<Vec<_>>(),
+        [9]
+    );
+}
+
+#[test]
 fn a_location_on_an_unknown_node_is_fenced_before_lanes_write_to_it() {
     let mut world = World::serving();
     world.map = committed(transition::add_location(&world.map, ALL, C).unwrap());

@@ -94,3 +94,59 @@ impl Holds {
         self.0.get(tag.0 as usize).is_none_or(|count| *count == 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct One(AlignedBuffer);
+
+    // SAFETY: the buffer lives as long as the test.
+    unsafe impl GuestBuffers for One {
+        fn buffer(&self, _tag: GuestTag) -> (NonNull<u8>, usize) {
+            self.0.raw()
+        }
+    }
+
+    #[test]
+    fn buffers_are_aligned_and_parts_lie_inside() {
+        let one = One(AlignedBuffer::new(10));
+        let (start, len) = one.0.raw();
+        assert_eq!(
+            (start.as_ptr() as usize % SECTOR_BYTES, len),
+            (0, SECTOR_BYTES)
+        );
+        let part = BufferPart {
+            tag: GuestTag(0),
+            offset_bytes: 4000,
+            bytes: 96,
+        };
+        assert_eq!(
+            one.part(part).as_ptr() as usize,
+            start.as_ptr() as usize + 4000
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "of a guest buffer of 4096 bytes")]
+    fn a_part_beyond_its_buffer_is_a_bug() {
+        let part = BufferPart {
+            tag: GuestTag(0),
+            offset_bytes: 4000,
+            bytes: 97,
+        };
+        One(AlignedBuffer::new(10)).part(part);
+    }
+
+    #[test]
+    fn holds_count() {
+        let (mut holds, tag) = (Holds::default(), GuestTag(7));
+        assert!(holds.free(tag));
+        holds.take(tag);
+        holds.take(tag);
+        holds.release(tag);
+        assert!(!holds.free(tag));
+        holds.release(tag);
+        assert!(holds.free(tag));
+    }
+}

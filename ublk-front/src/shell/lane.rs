@@ -226,6 +226,8 @@ impl LaneDriver {
                 LaneAction::Disconnect { peer, why } => {
                     self.peers.disconnect(peer, why, &mut self.holds);
                 }
+                // Closing the connections of a lane that ends says nothing about nodes.
+                LaneAction::Report(_) if self.closing => {}
                 LaneAction::Report(report) => self.seat.report(report),
             }
         }

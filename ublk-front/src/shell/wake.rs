@@ -123,3 +123,34 @@ impl<T> Mailbox<T> {
         &self.wake
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readable(event: &EventFd) -> bool {
+        let mut fd = libc::pollfd {
+            fd: event.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid pollfd.
+        unsafe { libc::poll(&raw mut fd, 1, 0) == 1 }
+    }
+
+    #[test]
+    fn sending_wakes_and_clearing_ends_it() {
+        let (post, mailbox) = Mailbox::new(false, Some(2)).expect("eventfd");
+        assert!(!readable(mailbox.event()));
+        assert!(post.send(1) && post.send(2));
+        assert!(readable(mailbox.event()));
+        mailbox.event().clear();
+        assert!(!readable(mailbox.event()));
+        assert_eq!(
+            (mailbox.try_recv(), mailbox.recv(), mailbox.try_recv()),
+            (Some(1), Some(2), None)
+        );
+        drop(mailbox);
+        assert!(!post.send(3));
+    }
+}

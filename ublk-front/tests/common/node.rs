@@ -36,6 +36,8 @@ struct Inner {
     streams: Mutex<Vec<TcpStream>>,
     down: AtomicBool,
     corrupt_reads: AtomicBool,
+    junk: AtomicBool,
+    impostor: AtomicBool,
     addresses: Vec<SocketAddr>,
 }
 
@@ -53,6 +55,8 @@ impl FakeNode {
             streams: Mutex::default(),
             down: AtomicBool::new(false),
             corrupt_reads: AtomicBool::new(false),
+            junk: AtomicBool::new(false),
+            impostor: AtomicBool::new(false),
             addresses: listeners
                 .iter()
                 .map(|l| l.local_addr().expect("address"))
@@ -106,6 +110,16 @@ impl FakeNode {
         self.0.corrupt_reads.store(on, Ordering::SeqCst);
     }
 
+    /// Answers the next request with bytes that are no frame.
+    pub fn junk(&self) {
+        self.0.junk.store(true, Ordering::SeqCst);
+    }
+
+    /// Says in HELLO that it is another node.
+    pub fn impostor(&self, on: bool) {
+        self.0.impostor.store(on, Ordering::SeqCst);
+    }
+
     /// Sectors that hold data.
     pub fn sectors(&self) -> usize {
         self.0.lock().sectors.len()
@@ -149,6 +163,10 @@ fn serve(inner: &Inner, shard: u16, mut stream: TcpStream) {
             return;
         }
         for frame in frames.drain(..) {
+            if greeted && inner.junk.swap(false, Ordering::SeqCst) {
+                let _ = stream.write_all(&[0x55; 300]);
+                continue;
+            }
             let reply = if greeted {
                 inner.handle(&frame)
             } else {
@@ -192,9 +210,14 @@ impl Inner {
             Ok(hello) if hello.shard.0 != shard => Status::WrongShard,
             Ok(_) => Status::Ok,
         };
+        let impostor = self.impostor.load(Ordering::SeqCst);
         let hello = Hello {
             cluster: self.cluster,
-            node: self.id(),
+            node: if impostor {
+                NodeId([0xee; 16])
+            } else {
+                self.id()
+            },
             role: Role::Node,
             shard: ShardIndex(shard),
             shard_count: self.shards,

@@ -63,16 +63,16 @@ impl ControlCore {
             self.epoch += 1;
             self.barrier = Some(Barrier {
                 epoch: self.epoch,
-                lost: self.doubtful(),
+                lost: self.unreachable_for_lanes(),
             });
             self.order_prepare(out);
         }
-        let doubtful = self.doubtful();
+        let lost = self.unreachable_for_lanes();
         let Some(barrier) = &mut self.barrier else {
             return;
         };
-        if !doubtful.is_subset(&barrier.lost) {
-            barrier.lost.extend(doubtful);
+        if !lost.is_subset(&barrier.lost) {
+            barrier.lost.extend(lost);
             self.order_prepare(out);
         }
         let epoch = self.epoch;
@@ -81,6 +81,20 @@ impl ControlCore {
             self.install(now, out);
             self.ceiling_is_whole = !lost.iter().flatten().any(|node| self.is_source(*node));
         }
+    }
+
+    /// Nodes whose answers lanes cannot get before the next installation: the doubtful ones, and
+    /// restarted ones that control has taken on, whose new run lanes do not know yet.
+    fn unreachable_for_lanes(&self) -> BTreeSet<NodeId> {
+        let mut nodes = self.doubtful();
+        if let Some(installed) = &self.installed {
+            let taken_on = self.nodes.iter().filter(|entry| {
+                let mut known = installed.nodes.iter();
+                known.any(|k| k.node == entry.node && k.incarnation != entry.incarnation)
+            });
+            nodes.extend(taken_on.map(|entry| entry.node));
+        }
+        nodes
     }
 
     /// Does the node hold in-sync replicas?

@@ -159,6 +159,9 @@ impl ControlCore {
         }
         let peers: Vec<(NodeId, PeerIndex)> = sources
             .into_iter()
+            // Its own too: what only it has (an earlier life at this node, a write that a dead front
+            // sent nowhere else) must go, and no source would name it.
+            .chain([node])
             .flat_map(|source| self.peers_of(source).map(move |peer| (source, peer)))
             .collect();
         // What a dead front may have left only there.

@@ -63,11 +63,14 @@ fn holders(part: &str) -> Vec<String> {
     names.map(|name| format!("{name} is built on it")).collect()
 }
 
-/// One mountinfo table per mount namespace but our own (which has no mounts of ublk devices), with
-/// a process that lives in it: the lowest number, so process 1 for that of the machine.
+/// One mountinfo table per mount namespace, with a process that lives in it: the lowest number, so
+/// process 1 for that of the machine. A namespace that a front made for itself has no mounts of ublk
+/// devices (`super::mounts`) and is left out.
 fn mount_tables(proc: &Path) -> Vec<(u32, String)> {
     let namespace = |process: &Path| fs::read_link(process.join("ns/mnt")).ok();
-    let mut known: Vec<_> = namespace(&proc.join("self")).into_iter().collect();
+    let (own, main) = (namespace(&proc.join("self")), namespace(&proc.join("1")));
+    let is_own = main.is_some() && own != main;
+    let mut known: Vec<_> = own.filter(|_| is_own).into_iter().collect();
     let mut processes = numbered(proc);
     processes.sort_unstable();
     let mut tables = Vec::new();
@@ -178,8 +181,17 @@ mod tests {
             fs::write(proc.join(pid).join("mountinfo"), namespace)?;
         }
         let tables = mount_tables(&proc);
+        fs::remove_file(proc.join("self/ns/mnt"))?;
+        symlink("main", proc.join("self/ns/mnt"))?;
+        let shared = mount_tables(&proc);
         fs::remove_dir_all(&proc)?;
         assert_eq!(tables, [(1, "main".to_owned()), (9, "box".to_owned())]);
+        let pids: Vec<u32> = shared.iter().map(|(pid, _)| *pid).collect();
+        assert_eq!(
+            pids,
+            [1, 9, 30],
+            "without a namespace of its own nothing is left out"
+        );
         Ok(())
     }
 

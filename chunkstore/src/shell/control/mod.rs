@@ -3,15 +3,18 @@
 //! Runs on a thread of its own, because the metadata store blocks. Shards never wait for it: they
 //! look at the deadline that it moves on with each renewal that succeeded.
 
-use super::clock::{now_ns, ns, pause};
-use super::hello::{self, Found};
-use super::run::Event;
-use super::shard::{Command, Shared};
+#[cfg(test)]
+mod tests;
+
+use crate::shell::clock::{now_ns, ns, pause};
+use crate::shell::hello::{self, Found};
+use crate::shell::run::Event;
+use crate::shell::shard::{Command, Shared};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use ukai_meta::catalog::{self, CatalogError};
-use ukai_meta::{MetaError, MetaStore, MetaUrl, NodeLive, NodeRecord};
+use ukai_meta::{MetaError, MetaStore, NodeLive, NodeRecord};
 use ukai_proto::Incarnation;
 
 /// Between reports of the space in use.
@@ -70,7 +73,7 @@ pub enum MembershipError {
 
 impl MembershipError {
     /// Refused because of what is there, not broken.
-    pub(super) fn is_refusal(&self) -> bool {
+    pub(in crate::shell) fn is_refusal(&self) -> bool {
         match self {
             Self::Meta(_) => false,
             Self::Catalog(error) => !matches!(error, CatalogError::Store(_)),
@@ -83,7 +86,7 @@ impl MembershipError {
 ///
 /// The lease of a run of this node that was killed may still stand. On this host its addresses tell
 /// whether it is dead: then the lease is taken away. A run on another host is given its time.
-pub(super) fn check(
+pub(in crate::shell) fn check(
     store: &dyn MetaStore,
     cluster: ukai_proto::ClusterId,
     node: ukai_proto::NodeId,
@@ -139,23 +142,27 @@ pub(super) fn check(
     }
 }
 
+/// Makes a new session at the metadata store.
+pub(in crate::shell) type Reopen = Box<dyn Fn() -> Result<Box<dyn MetaStore>, MetaError> + Send>;
+
 /// The thread.
-pub(super) struct Control {
-    pub(super) url: MetaUrl,
-    pub(super) store: Box<dyn MetaStore>,
-    pub(super) record: NodeRecord,
-    pub(super) incarnation: Incarnation,
-    pub(super) isolation: Isolation,
-    pub(super) shared: Arc<Shared>,
-    pub(super) commands: Vec<flume::Sender<Command>>,
-    pub(super) events: flume::Sender<Event>,
+pub(in crate::shell) struct Control {
+    /// Opens a new session when this one has ended.
+    pub(in crate::shell) reopen: Reopen,
+    pub(in crate::shell) store: Box<dyn MetaStore>,
+    pub(in crate::shell) record: NodeRecord,
+    pub(in crate::shell) incarnation: Incarnation,
+    pub(in crate::shell) isolation: Isolation,
+    pub(in crate::shell) shared: Arc<Shared>,
+    pub(in crate::shell) commands: Vec<flume::Sender<Command>>,
+    pub(in crate::shell) events: flume::Sender<Event>,
     /// The lease is this session's; without it a renewal says nothing.
-    pub(super) registered: bool,
+    pub(in crate::shell) registered: bool,
 }
 
 impl Control {
     /// Register, then renew until told to stop; then give the lease back.
-    pub(super) fn run(mut self, stop: &flume::Receiver<()>) {
+    pub(in crate::shell) fn run(mut self, stop: &flume::Receiver<()>) {
         match self.register() {
             Ok(()) => drop(self.events.send(Event::Registered)),
             Err(error) => {
@@ -259,7 +266,7 @@ impl Control {
 
     /// A new session and a new registration, if the store can be reached.
     fn again(&mut self) -> Result<(), MembershipError> {
-        let store = match ukai_meta::open(&self.url) {
+        let store = match (self.reopen)() {
             Ok(store) => store,
             Err(error) => {
                 tracing::warn!(%error, "cannot open a new metadata session");
