@@ -1,4 +1,5 @@
 //! Bad frames, bad identities, old tokens: refused with the right words, and nobody else notices.
+#![allow(clippy::cast_possible_truncation)] // test data is small
 
 mod client;
 

@@ -1,4 +1,5 @@
 //! SIGKILL under load: whatever was acknowledged is there, and everything else is old or new.
+#![allow(clippy::cast_possible_truncation)] // test data is small
 
 mod client;
 

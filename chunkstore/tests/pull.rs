@@ -1,4 +1,5 @@
 //! Copies between two real nodes.
+#![allow(clippy::cast_possible_truncation)] // test data is small
 
 mod client;
 

@@ -1,4 +1,5 @@
 //! What `format`, `run` and `show` refuse, in which words and with which exit code.
+#![allow(clippy::cast_possible_truncation)] // test data is small
 
 mod client;
 

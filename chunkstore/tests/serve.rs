@@ -1,4 +1,5 @@
 //! A real node: data, durability, restarts.
+#![allow(clippy::cast_possible_truncation)] // test data is small
 
 mod client;
 

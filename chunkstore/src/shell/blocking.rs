@@ -174,6 +174,7 @@ impl Disk for FileDisk {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // test data is small
 mod tests {
     use super::*;
 

@@ -121,7 +121,8 @@ async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
         let index = plan.identity.shard;
         let mut disk = FileDisk::open(&setting.path, Access::Write)
             .map_err(|error| format!("open {}: {error}", setting.path.display()))?;
-        let (store, report) = Store::open(&mut disk, &plan.place, StoreLimits::default())
+        let (limits, boot) = (StoreLimits::default(), plan.identity.incarnation.boot);
+        let (store, report) = Store::open_on(&mut disk, &plan.place, limits, boot)
             .map_err(|error| format!("shard {index}: {error}"))?;
         tracing::info!(shard = index.0, ?report, "shard opened");
         let core = ShardCore::new(plan.identity, store);

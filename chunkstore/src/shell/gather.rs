@@ -141,6 +141,7 @@ pub(super) fn shutdown(fd: RawFd) {
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // test data is small
 mod tests {
     use super::*;
     use proptest::prelude::*;

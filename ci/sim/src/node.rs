@@ -149,8 +149,10 @@ impl World {
                 let mut shards = Vec::new();
                 for shard in (0..block.shard_count).map(ShardIndex) {
                     let place = block.shard_place(shard);
-                    let (store, _) = Store::open(&mut node.disk, &place, StoreLimits::default())
-                        .map_err(|error| error.to_string())?;
+                    let limits = StoreLimits::default();
+                    let (store, _) =
+                        Store::open_on(&mut node.disk, &place, limits, incarnation.boot)
+                            .map_err(|error| error.to_string())?;
                     let identity = ShardIdentity {
                         cluster: CLUSTER,
                         node: node.id,

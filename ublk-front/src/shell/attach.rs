@@ -255,7 +255,7 @@ fn choose(presentation: Presentation) -> Result<(Presentation, String), AttachEr
         }),
         Presentation::Ublk => match ublk::available() {
             Ok(()) => Ok((Presentation::Ublk, String::new())),
-            Err(why) => Err(AttachError::Failed(format!("no ublk here: {why}"))),
+            Err(why) => Err(AttachError::Failed(why.to_string())),
         },
         other => Ok((other, String::new())),
     }

@@ -119,6 +119,7 @@ pub(super) fn cut(
 }
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // test data is small
 mod tests {
     use super::*;
     use proptest::prelude::*;

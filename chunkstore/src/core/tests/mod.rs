@@ -1,4 +1,5 @@
 //! Scripted events against the shard core, over a store that is a map.
+#![allow(clippy::cast_possible_truncation)] // test data is small
 
 mod copy;
 mod fake;

@@ -11,13 +11,13 @@ use std::time::Duration;
 use ukai_meta::catalog::{self, CatalogError};
 use ukai_meta::transition::MapUpdate;
 use ukai_meta::{CommitError, FrontRecord, MetaError, MetaStore, MetaUrl};
-use ukai_proto::VolumeId;
+use ukai_proto::{Generation, Token, VolumeId};
 
 /// Requests that may wait: control has one under way.
 const JOBS_MAX: usize = 16;
 /// Pause before a store that failed is asked again.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often a thread that waits looks whether the front still lives.
+/// How often a thread that waits looks whether the front still lives, and whether the watch slept.
 const WATCH_SLICE: Duration = Duration::from_secs(2);
 
 /// The store, replaceable when its session has expired.
@@ -160,6 +160,19 @@ fn commit(meta: &MetaHandle, update: MapUpdate) -> MetaOutcome {
     }
 }
 
+/// What every change of a volume changes; `None`: the volume is gone. Small: the watch alone is not
+/// trusted, so it is read every [`WATCH_SLICE`].
+fn head_state(
+    store: &dyn MetaStore,
+    volume: VolumeId,
+) -> Result<Option<(Token, Generation)>, MetaError> {
+    match catalog::load_head(store, volume) {
+        Ok(head) => Ok(Some((head.token, head.generation))),
+        Err(CatalogError::Store(error)) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
 /// Starts the watcher; it ends within seconds after the returned sender is dropped.
 pub(super) fn watcher(
     meta: MetaHandle,
@@ -172,10 +185,18 @@ pub(super) fn watcher(
             // Control loads once by itself at the start; a new watch may have missed changes.
             let watched = meta.with(|store| {
                 let mut watch = catalog::watch_volume(store, volume)?;
+                let mut seen = head_state(store, volume)?;
                 port.post(ControlInput::MapChanged);
                 while !ended.is_disconnected() {
-                    if watch.wait(WATCH_SLICE)? {
+                    let fired = watch.wait(WATCH_SLICE)?;
+                    let now = head_state(store, volume)?;
+                    if fired || now != seen {
                         port.post(ControlInput::MapChanged);
+                    }
+                    let missed = !fired && now != seen;
+                    seen = now;
+                    if missed {
+                        break; // the watch is lost or late (a server change can do that): a new one
                     }
                 }
                 Ok::<(), MetaError>(())

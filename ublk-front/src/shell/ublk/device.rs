@@ -143,6 +143,7 @@ impl Device {
 
     /// The queues join the device, each on the CPUs whose requests it gets, and it starts.
     fn go_live(&mut self) -> Result<(), DeviceError> {
+        self.queues.keep(self.device.dev_info.nr_hw_queues);
         self.queues.give(&self.device);
         for (queue, thread) in self.queues.ids() {
             self.control.set_thread_affinity(*queue, *thread);

@@ -59,9 +59,9 @@ impl QueueThreads {
                     // Nothing comes if the device could not be made.
                     if let Ok(device) = device.recv() {
                         serve(queue, prepared, &device, &failure);
+                        closed.wake();
                     }
                 }
-                closed.wake();
                 std::mem::forget(guard);
             });
             this.handles
@@ -81,6 +81,12 @@ impl QueueThreads {
         &self.ids
     }
 
+    /// Lets go of all but the first `count`: the kernel gives no more queues than there are CPUs.
+    pub(super) fn keep(&mut self, count: u16) {
+        self.waiting.truncate(usize::from(count));
+        self.ids.retain(|(queue, _)| *queue < count);
+    }
+
     /// Hands out the device: the queues join it.
     pub(super) fn give(&mut self, device: &Arc<UblkDev>) {
         for thread in self.waiting.drain(..) {
@@ -97,7 +103,7 @@ impl QueueThreads {
             .take()
     }
 
-    /// Fires when a queue has ended. Nonblocking.
+    /// Fires when a queue that had the device has ended. Nonblocking.
     pub(super) fn closed(&self) -> &Arc<EventFd> {
         &self.closed
     }

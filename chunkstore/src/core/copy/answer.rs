@@ -1,0 +1,187 @@
+//! What comes back to an order: states, pieces, stored sectors.
+
+use super::decide::{Piece, cut};
+use super::{Asked, Copies, CopyAction, OrderId, PieceId, Window, put};
+use crate::core::event::PeerId;
+use ukai_proto::crc::crc32c;
+use ukai_proto::limits::SECTOR_BYTES;
+use ukai_proto::message::{SectorState, read_sector_states};
+use ukai_proto::{Buffer, Flags, Frame, SectorInChunk, Status};
+
+impl<B: Buffer> Copies<B> {
+    /// Answer to [`CopyAction::List`].
+    pub(in crate::core) fn listed(
+        &mut self,
+        now: u64,
+        id: OrderId,
+        states: Result<Vec<SectorState>, Status>,
+        out: &mut Vec<CopyAction<B>>,
+    ) {
+        match states {
+            Err(status) => self.finish(id, Err(status), out),
+            Ok(states) => self.window_states(now, id, states, false),
+        }
+        self.advance(now, out);
+    }
+
+    fn window_states(&mut self, now: u64, id: OrderId, states: Vec<SectorState>, theirs: bool) {
+        let Some(order) = self.orders.get_mut(&id) else {
+            return;
+        };
+        let Some(window) = &mut order.window else {
+            return;
+        };
+        order.progress_at = now;
+        let side = if theirs {
+            &mut window.source
+        } else {
+            &mut window.held
+        };
+        *side = Some(states);
+        if let Window {
+            first,
+            count,
+            held: Some(held),
+            source: Some(source),
+        } = window
+        {
+            let (mode, ceiling) = (order.pull.mode, order.pull.ceiling);
+            let (pieces, bad) = cut(*first, held, source, mode, ceiling);
+            order.result.sectors_compared += u32::from(*count);
+            order.result.sectors_bad += bad;
+            order.todo.extend(pieces);
+            order.window = None;
+        }
+    }
+
+    /// Answer to [`CopyAction::Put`].
+    pub(in crate::core) fn put_done(
+        &mut self,
+        now: u64,
+        id: OrderId,
+        piece: PieceId,
+        applied: Result<u16, Status>,
+        out: &mut Vec<CopyAction<B>>,
+    ) {
+        if let Some(order) = self.orders.get_mut(&id)
+            && order.in_flight.remove(&piece).is_some()
+        {
+            self.pieces_in_flight -= 1;
+            order.progress_at = now;
+            match applied {
+                Ok(applied) => order.result.sectors_copied += u32::from(applied),
+                Err(status) => self.finish(id, Err(status), out),
+            }
+        }
+        self.advance(now, out);
+    }
+
+    /// A frame of a peer.
+    pub(in crate::core) fn peer_frame(
+        &mut self,
+        now: u64,
+        peer: PeerId,
+        frame: Frame<B>,
+        out: &mut Vec<CopyAction<B>>,
+    ) {
+        self.peers.heard(now, peer);
+        if !frame.header.flags.has(Flags::REPLY) {
+            self.give_up(peer, out);
+        } else if !self.peers.is_ready(peer) {
+            if !self.peers.greeted(&self.identity, peer, &frame, out) {
+                self.give_up(peer, out);
+            }
+        } else if let Some((asked_of, asked)) = self.asked.remove(&frame.header.tag) {
+            if asked_of != peer {
+                self.give_up(peer, out);
+            } else {
+                self.answer(now, asked, frame, out);
+            }
+        }
+        self.advance(now, out);
+    }
+
+    fn answer(&mut self, now: u64, asked: Asked, frame: Frame<B>, out: &mut Vec<CopyAction<B>>) {
+        let (Asked::List(id) | Asked::Read(id, _)) = asked;
+        let Some(order) = self.orders.get_mut(&id) else {
+            return;
+        };
+        if frame.header.status != Status::Ok {
+            self.finish(id, Err(Status::PeerFailed), out);
+            return;
+        }
+        order.progress_at = now;
+        let expected = match asked {
+            Asked::List(_) => order.window.as_ref().map(|window| window.count),
+            Asked::Read(_, piece) => order.in_flight.get(&piece).map(|piece| piece.count),
+        };
+        let states = expected
+            .and_then(|count| read_sector_states(&frame.aux, count).ok())
+            .map(|(_, states)| states.collect::<Vec<_>>());
+        let Some(states) = states else {
+            self.finish(id, Err(Status::PeerFailed), out);
+            return;
+        };
+        match asked {
+            Asked::List(_) => self.window_states(now, id, states, true),
+            Asked::Read(_, piece) => self.fetched(id, piece, states, frame.data, out),
+        }
+    }
+
+    /// A piece arrived from the source.
+    fn fetched(
+        &mut self,
+        id: OrderId,
+        piece_id: PieceId,
+        states: Vec<SectorState>,
+        data: Option<B>,
+        out: &mut Vec<CopyAction<B>>,
+    ) {
+        let Some(order) = self.orders.get_mut(&id) else {
+            return;
+        };
+        let Some(piece) = order.in_flight.get(&piece_id) else {
+            return;
+        };
+        if !payload_matches(&states, data.as_ref()) {
+            self.finish(id, Err(Status::PeerFailed), out);
+            return;
+        }
+        if states.iter().any(|s| s.flags & SectorState::BAD != 0) {
+            // Found bad only when it was read. Fetch what lies around it anew.
+            let (piece, mut at) = (piece.clone(), piece.sector.0);
+            order.in_flight.remove(&piece_id);
+            self.pieces_in_flight -= 1;
+            for run in states.chunk_by(|a, b| (a.flags ^ b.flags) & SectorState::BAD == 0) {
+                #[allow(clippy::cast_possible_truncation)] // a part of piece.count
+                let count = run.len() as u16;
+                if run[0].flags & SectorState::BAD != 0 {
+                    order.result.sectors_bad += u32::from(count);
+                } else {
+                    order.todo.push_back(Piece {
+                        sector: SectorInChunk(at),
+                        count,
+                        zeros: None,
+                    });
+                }
+                at += count;
+            }
+            assert_eq!(at, piece.sector.0 + piece.count, "runs cover the piece");
+            return;
+        }
+        let piece = piece.clone();
+        out.push(put(id, piece_id, order, &piece, states, data));
+    }
+}
+
+/// Does the payload go with the states: every good non-zero sector is there and verifies?
+fn payload_matches<B: Buffer>(states: &[SectorState], data: Option<&B>) -> bool {
+    let Some(data) = data else {
+        return states.iter().all(|s| s.flags & SectorState::ZERO != 0);
+    };
+    let sectors = data.as_slice().chunks_exact(SECTOR_BYTES);
+    sectors.len() == states.len()
+        && sectors.zip(states).all(|(sector, state)| {
+            state.flags & (SectorState::ZERO | SectorState::BAD) != 0 || crc32c(sector) == state.crc
+        })
+}
