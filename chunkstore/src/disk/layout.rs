@@ -7,6 +7,12 @@ use ukai_proto::{NodeId, ShardIndex};
 pub const BLOCK_BYTES: usize = 4096;
 /// [`BLOCK_BYTES`] for position arithmetic.
 pub const BLOCK: u64 = BLOCK_BYTES as u64;
+/// [`BLOCK_BYTES`] for lengths of device operations.
+#[allow(clippy::cast_possible_truncation)] // 4096
+pub(super) const BLOCK_BYTES_U32: u32 = BLOCK_BYTES as u32;
+/// Sectors of a slot as sector numbers count them.
+#[allow(clippy::cast_possible_truncation)] // asserted to be 256
+pub(super) const SLOT_SECTORS_U16: u16 = SLOT_SECTORS as u16;
 /// Bytes before the first shard region: two node superblocks, padding.
 pub const NODE_HEAD_BYTES: u64 = 1 << 20;
 /// Bytes before the log of a region: two shard superblocks, padding.

@@ -2,7 +2,8 @@
 
 use super::api::{Fence, OpId, PutRule, SectorRange, StoreRequest};
 use super::hole::SlotKey;
-use ukai_proto::limits::{SECTOR_BYTES, SEQ_MAX, SLOT_SECTORS};
+use super::layout::{BLOCK_BYTES_U32, SLOT_SECTORS_U16};
+use ukai_proto::limits::SEQ_MAX;
 use ukai_proto::message::{CHUNK_RANGES_MAX, ChunkRange, SectorState};
 use ukai_proto::{Buffer, Generation, SectorInChunk, Status, Version, VolumeId};
 
@@ -17,13 +18,13 @@ pub(super) struct Span {
 
 impl Span {
     fn new(range: &SectorRange) -> Option<Self> {
-        let first = range.sector.0 % SLOT_SECTORS as u16;
-        let inside = range.count > 0 && first + range.count.min(512) <= SLOT_SECTORS as u16;
+        let first = range.sector.0 % SLOT_SECTORS_U16;
+        let inside = range.count > 0 && first + range.count.min(512) <= SLOT_SECTORS_U16;
         inside.then(|| Self {
             key: SlotKey {
                 volume: range.volume,
                 chunk: range.chunk,
-                index: u8::try_from(range.sector.0 / SLOT_SECTORS as u16).expect("u16 / 256"),
+                index: u8::try_from(range.sector.0 / SLOT_SECTORS_U16).expect("u16 / 256"),
             },
             first: u8::try_from(first).expect("below 256"),
             count: range.count,
@@ -39,12 +40,12 @@ impl Span {
     }
 
     pub(super) fn bytes(&self) -> u32 {
-        u32::from(self.count) * SECTOR_BYTES as u32
+        u32::from(self.count) * BLOCK_BYTES_U32
     }
 
     /// The sector's number inside the chunk.
     pub(super) fn in_chunk(&self, sector: u8) -> SectorInChunk {
-        SectorInChunk(u16::from(self.key.index) * SLOT_SECTORS as u16 + u16::from(sector))
+        SectorInChunk(u16::from(self.key.index) * SLOT_SECTORS_U16 + u16::from(sector))
     }
 }
 
@@ -258,7 +259,7 @@ fn sane_version(version: Version) -> bool {
     version.seq.0 <= SEQ_MAX && version > Version::ZERO
 }
 
-/// See the marker rule in `write.rs`.
+/// See the marker rule in `marker.rs`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Needs {
     /// The groups between which the sectors were first written over zeros; (0, 0): they were not.

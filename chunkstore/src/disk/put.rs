@@ -1,11 +1,11 @@
 //! PUT: copied sectors with the states of their source.
 
 use super::api::{PutRule, StoreAction, WriteData};
+use super::change::{Target, runs};
 use super::op::{Kind, Op};
 use super::record::{Record, Run};
 use super::room::Need;
 use super::store::{Step, Store};
-use super::write::{Target, runs};
 use std::borrow::Cow;
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::SECTOR_BYTES;

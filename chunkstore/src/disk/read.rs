@@ -2,7 +2,7 @@
 
 use super::api::{DiskOp, ReadData, StoreAction, StoreReply};
 use super::directory::Entry;
-use super::layout::SlotIndex;
+use super::layout::{BLOCK_BYTES_U32, SlotIndex};
 use super::op::{Io, Kind, Op, Span};
 use super::record::{Record, Run};
 use super::room::Need;
@@ -125,7 +125,7 @@ impl<B: Buffer> Store<B> {
                 if !is(state, SectorState::ZERO) {
                     op.ios += 1;
                     let io = Io::ReadSector { op: key, sector };
-                    self.read_data(io, slot, sector, SECTOR_BYTES as u32, out);
+                    self.read_data(io, slot, sector, BLOCK_BYTES_U32, out);
                 }
             }
             self.ops.give_back(key, op);

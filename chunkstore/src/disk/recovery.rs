@@ -17,7 +17,8 @@ use super::layout::{BLOCK, BLOCK_BYTES, Geometry, PageIndex, ShardPlace, SlotInd
 use super::log::{LogBuffer, Marks};
 use super::page;
 use super::record::Record;
-use super::replay::{LogScan, Replay, scan_log};
+use super::replay::Replay;
+use super::scan::{LogScan, scan_log};
 use super::settle::{Verdict, decide};
 use super::space::Space;
 use super::store::{OpenError, RecoveryReport};

@@ -8,7 +8,7 @@
 //! - zeros take no data, so what lies on disk below them says nothing: a chain ends at zeros, and if
 //!   nothing newer matched, zeros are the truth. That is safe because a sector written over zeros is
 //!   overwritten again only when the recovery is sure to know whether the first write was flushed (the
-//!   marker rule in `write.rs`);
+//!   rule of `marker.rs`);
 //! - content that matches no record was written by a request whose record was lost. It is newer than
 //!   all of them, and a sector is written whole: it becomes the truth.
 

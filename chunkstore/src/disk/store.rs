@@ -6,9 +6,9 @@
 //! looked at again from the start when it happens, so a request's path is one function that reads from
 //! top to bottom: `read.rs`, `write.rs`, `zero.rs`, `put.rs`, `control.rs`.
 
-use super::api::{
-    Disk, DiskError, DiskOp, DiskResult, IoId, OpId, StoreAction, StoreReply, StoreRequest,
-};
+pub use super::report::{OpenError, RecoveryReport, StoreStats};
+
+use super::api::{Disk, DiskResult, IoId, OpId, StoreAction, StoreReply, StoreRequest};
 use super::cache::Cache;
 use super::checkpoint::Checkpoint;
 use super::commit::{Commit, GroupId};
@@ -41,82 +41,6 @@ impl Default for StoreLimits {
             page_cache_bytes: 16 << 20,
         }
     }
-}
-
-/// What opening a shard found and did.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct RecoveryReport {
-    /// The shard was stopped cleanly.
-    pub clean: bool,
-    /// Log blocks replayed.
-    pub blocks_replayed: u64,
-    /// Log records replayed.
-    pub records_replayed: u64,
-    /// Chunks with open intents.
-    pub intents_open: u64,
-    /// Slots that will be settled on first touch.
-    pub slots_suspect: u64,
-    /// Sectors whose newest record's data was lost with the power: an older version is the truth.
-    pub sectors_reverted: u64,
-    /// Sectors whose record was lost: their content was adopted.
-    pub sectors_adopted: u64,
-    /// Sectors that could not be read.
-    pub sectors_bad: u64,
-}
-
-/// Why a shard cannot be opened.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The device failed.
-    #[error("read or write the shard: {0}")]
-    Device(#[from] DiskError),
-    /// No valid superblock: not formatted, or another node's.
-    #[error("no valid superblock of this node's shard: format the node, or check the path")]
-    NotFormatted,
-    /// Formatted by another version.
-    #[error("disk format version {found}, this program reads version {expected}")]
-    WrongVersion {
-        /// On disk.
-        found: u32,
-        /// Ours.
-        expected: u32,
-    },
-    /// A structure is damaged in a way that a crash cannot explain.
-    #[error(
-        "{what} damaged at byte {position}, which no crash explains: the device returned wrong data; \
-         format the node again and let it resynchronise"
-    )]
-    Damaged {
-        /// Which structure.
-        what: &'static str,
-        /// Where.
-        position: u64,
-    },
-    /// The device is smaller than the shard.
-    #[error("the device has {actual} bytes, the shard needs {needed}")]
-    TooSmall {
-        /// Needed.
-        needed: u64,
-        /// There.
-        actual: u64,
-    },
-}
-
-/// Counters and gauges of a store.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct StoreStats {
-    /// Chunks with an open intent.
-    pub intents_open: u64,
-    /// Metadata log bytes written.
-    pub log_bytes: u64,
-    /// Checkpoints completed.
-    pub checkpoints: u64,
-    /// Sectors found not to match their checksum, or unreadable.
-    pub bad_sectors: u64,
-    /// Slots waiting to be settled.
-    pub slots_suspect: u64,
-    /// Requests in flight.
-    pub requests: u64,
 }
 
 /// How far a request got.
@@ -164,7 +88,7 @@ pub struct Store<B> {
     pub(super) sweep: Sweep,
     pub(super) checkpoint: Checkpoint,
     pub(super) ops: Slab<Op<B>>,
-    ios: Slab<Io>,
+    pub(super) ios: Slab<Io>,
     /// Requests to be started, and to be looked at again.
     starting: VecDeque<u64>,
     pub(super) ready: VecDeque<u64>,
@@ -181,7 +105,7 @@ pub struct Store<B> {
     pub(super) marker_wanted: GroupId,
     pub(super) marker_group: Option<GroupId>,
     pub(super) written_marker_wanted: GroupId,
-    told: Vec<u64>,
+    pub(super) told: Vec<u64>,
     pub(super) poisoned: bool,
     pub(super) closing: bool,
     pub(super) closed: bool,
@@ -494,186 +418,5 @@ impl<B: Buffer> Store<B> {
             self.order.leave(volume, &mut self.starting);
         }
         out.push(StoreAction::Reply(op.id, reply));
-    }
-
-    /// Looks at the marks of the log and wakes who waits for them.
-    pub(super) fn progress(&mut self, out: &mut Vec<StoreAction<B>>) {
-        if self.poisoned {
-            return;
-        }
-        let mut told = std::mem::take(&mut self.told);
-        self.commit.advance(&mut told);
-        for key in told.drain(..) {
-            self.log_ok(key, out);
-        }
-        self.told = told;
-        while let Some((group, waiter)) = self.on_log_durable.front().copied() {
-            if group > self.commit.log_durable() {
-                break;
-            }
-            self.on_log_durable.pop_front();
-            self.wake(waiter, out);
-        }
-        while let Some((group, waiter)) = self.on_flushed.front().copied() {
-            if group > self.commit.flushed {
-                break;
-            }
-            self.on_flushed.pop_front();
-            self.wake(waiter, out);
-        }
-        self.space.flushed(self.commit.flushed);
-        while let Some(slot) = self.space.punch() {
-            let io = self.io(Io::Punch { slot });
-            let position = self.geometry.slot_position(slot);
-            let bytes = ukai_proto::limits::SLOT_BYTES as u64;
-            out.push(StoreAction::Disk(DiskOp::Punch {
-                io,
-                position,
-                bytes,
-            }));
-        }
-        self.wake_slots();
-        self.wake_intent_room();
-        self.marker_progress();
-        self.checkpoint_progress(out);
-    }
-
-    fn log_ok(&mut self, key: u64, out: &mut Vec<StoreAction<B>>) {
-        if let Some(op) = self.ops.get_mut(key) {
-            op.log_ok = true;
-            self.settle_up(key, out);
-        }
-    }
-
-    fn wake(&mut self, waiter: Waiter, out: &mut Vec<StoreAction<B>>) {
-        match waiter {
-            Waiter::Op(key) => self.log_ok(key, out),
-            Waiter::Intent(volume, chunk) => {
-                if let Some(intent) = self.intents.get_mut(volume, chunk) {
-                    intent.opening = None;
-                    self.ready.extend(intent.waiting.drain(..));
-                }
-            }
-            Waiter::Checkpoint => self.checkpoint_logged(out),
-        }
-    }
-
-    pub(super) fn io(&mut self, io: Io) -> IoId {
-        IoId(self.ios.insert(io))
-    }
-
-    fn begin_sync(&mut self, out: &mut Vec<StoreAction<B>>) {
-        if !self.poisoned && self.commit.begin_sync() {
-            let io = self.io(Io::Sync);
-            out.push(StoreAction::Disk(DiskOp::Sync { io }));
-        }
-    }
-
-    /// The log or a flush failed: what is on disk is no longer known. Reads go on, nothing else does.
-    pub(super) fn poison(&mut self, out: &mut Vec<StoreAction<B>>) {
-        self.poisoned = true;
-        self.on_log_durable.clear();
-        self.on_flushed.clear();
-        let keys: Vec<u64> = self.ops.keys().collect();
-        for key in keys {
-            let Some(op) = self.ops.get(key) else {
-                continue;
-            };
-            if op.kind.changes() && op.executed {
-                self.settle_up(key, out);
-            } else if op.started {
-                // Writers find the poison; readers that waited for room or a turn look again.
-                self.ready.push_back(key);
-            }
-        }
-    }
-
-    fn maybe_closed(&mut self) {
-        if self.closing && self.poisoned && self.ops.len() == 0 {
-            self.closed = true;
-        }
-    }
-
-    pub(super) fn slot_page_position(&self, slot: SlotIndex) -> u64 {
-        self.geometry.page_position(slot.page())
-    }
-
-    /// The page of a slot; a miss reads it and parks the request.
-    pub(super) fn page_ready(
-        &mut self,
-        slot: SlotIndex,
-        waiter: Option<u64>,
-        out: &mut Vec<StoreAction<B>>,
-    ) -> bool {
-        if self.cache.get(slot).is_some() {
-            return true;
-        }
-        if let Some(waiting) = self.reading.get_mut(&slot) {
-            waiting.extend(waiter);
-            return false;
-        }
-        self.reading.insert(slot, waiter.into_iter().collect());
-        let io = self.io(Io::Page { slot });
-        let position = self.slot_page_position(slot);
-        let bytes = BLOCK_BYTES as u32;
-        out.push(StoreAction::Disk(DiskOp::Read {
-            io,
-            position,
-            bytes,
-        }));
-        false
-    }
-
-    fn page_read(&mut self, slot: SlotIndex, read: Option<B>, out: &mut Vec<StoreAction<B>>) {
-        // Nobody waits any more if the slot changed its owner meanwhile.
-        let Some(waiting) = self.reading.remove(&slot) else {
-            return;
-        };
-        let page = read.as_ref().and_then(|data| {
-            let image = data.as_slice();
-            match super::page::check(image, &self.place, slot.page()) {
-                super::page::PageCheck::Valid(head) if head.kind == super::page::KIND_SLOT => {
-                    Some(super::page::Page::from_image(image))
-                }
-                _ => None,
-            }
-        });
-        match page {
-            Some(page) => {
-                self.cache.insert(slot, Some(page));
-                self.ready.extend(waiting);
-            }
-            None => {
-                // The slot cannot be served until its page can be read again.
-                for key in waiting {
-                    if self.ops.get(key).is_some_and(|op| !op.executed) {
-                        let status = Status::IoError;
-                        self.reply(
-                            key,
-                            StoreReply::Failed {
-                                status,
-                                sector: SectorInChunk(0),
-                            },
-                            out,
-                        );
-                    }
-                }
-            }
-        }
-    }
-
-    /// Settled?
-    pub(super) fn settled_ready(
-        &mut self,
-        key: &SlotKey,
-        slot: SlotIndex,
-        waiter: u64,
-        out: &mut Vec<StoreAction<B>>,
-    ) -> bool {
-        if !self.sweep.suspects.contains(key) {
-            return true;
-        }
-        self.settle(key, slot, Some(waiter), out);
-        false
     }
 }

@@ -3,7 +3,7 @@
 use super::api::StoreAction;
 use super::directory::Entry;
 use super::hole::SlotKey;
-use super::layout::SlotIndex;
+use super::layout::{BLOCK_BYTES_U32, SLOT_SECTORS_U16, SlotIndex};
 use super::op::Io;
 use super::page::Page;
 use super::record::{Record, Run};
@@ -17,6 +17,8 @@ use ukai_proto::crc::crc32c;
 use ukai_proto::limits::{SECTOR_BYTES, SLOT_BYTES};
 use ukai_proto::message::SectorState;
 
+/// A slot as one read.
+const SLOT_READ_BYTES: u32 = SLOT_SECTORS_U16 as u32 * BLOCK_BYTES_U32;
 /// Slots settled at once: each needs a buffer of 1 MiB.
 const SETTLES_MAX: usize = 8;
 
@@ -82,7 +84,7 @@ impl<B: Buffer> Store<B> {
             ios: 0,
         };
         self.sweep.jobs.insert(*key, job);
-        self.read_data(Io::Settle { key: *key }, slot, 0, SLOT_BYTES as u32, out);
+        self.read_data(Io::Settle { key: *key }, slot, 0, SLOT_READ_BYTES, out);
     }
 
     /// A suspect slot was read, or could not be.
@@ -119,7 +121,7 @@ impl<B: Buffer> Store<B> {
                 Io::SettleSector { key, sector },
                 slot,
                 sector,
-                SECTOR_BYTES as u32,
+                BLOCK_BYTES_U32,
                 out,
             );
         }

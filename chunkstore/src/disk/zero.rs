@@ -1,6 +1,7 @@
 //! ZERO: versioned zeros. Whole pieces of zeros need no slot.
 
 use super::api::StoreAction;
+use super::change::{Target, is_newer, runs};
 use super::directory::Entry;
 use super::hole::{Hole, HoleEntry, HoleIndex, SlotKey};
 use super::layout::SlotIndex;
@@ -8,7 +9,6 @@ use super::op::{Kind, Op};
 use super::record::{Record, Run};
 use super::room::Need;
 use super::store::{Step, Stop, Store};
-use super::write::{Target, is_newer, runs};
 use ukai_proto::limits::SLOT_SECTORS;
 use ukai_proto::message::SectorState;
 use ukai_proto::{Buffer, Generation};

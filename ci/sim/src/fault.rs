@@ -148,6 +148,21 @@ impl World {
         })
     }
 
+    /// Only replicas that lost power before anyone recorded it are left: a double fault that nothing can
+    /// make good (a crash, a cut or the metadata store kept the front from recording the first).
+    pub(crate) fn is_beyond_help(&self) -> bool {
+        let Some(map) = self.load_map() else {
+            return false;
+        };
+        (0..map.chunk_count()).map(ChunkIndex).any(|chunk| {
+            let suspect = |id| {
+                let node = self.nodes.iter().find(|node| node.id == id);
+                node.is_some_and(|node| node.suspect_since.is_some())
+            };
+            map.in_sync(chunk).all(suspect)
+        })
+    }
+
     fn crash_the_front(&mut self) {
         let Some(front) = self.newest_front() else {
             return;

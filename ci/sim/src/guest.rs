@@ -1,6 +1,6 @@
 //! Guests: what they ask, what they see, and the history of it.
 
-use crate::{Canary, Failure};
+use crate::Canary;
 use crate::front::lane_id;
 use crate::swarm::Swarm;
 use crate::verify::Phase;
@@ -157,7 +157,11 @@ impl World {
                 self.guest.requests_left -= 1;
                 let io = self.choose_request(tag);
                 if self.swarm.reissue && self.overlaps_a_write(front, &io) {
-                    GuestIo { op: GuestOp::Read, count: io.count.min(40), ..io }
+                    GuestIo {
+                        op: GuestOp::Read,
+                        count: io.count.min(40),
+                        ..io
+                    }
                 } else {
                     io
                 }
@@ -319,8 +323,12 @@ impl World {
         }
         if let Err(error @ (GuestError::Io | GuestError::NoSpace | GuestError::Invalid)) = result {
             // No fault of the simulator lasts as long as requests are held, and space suffices.
-            let what = format!("op {} fails: {error}; {}", slot.op, self.front_status(front));
-            self.fail(Failure::Liveness(what));
+            let what = format!(
+                "op {} fails: {error}; {}",
+                slot.op,
+                self.front_status(front)
+            );
+            self.does_not_end(what);
         }
         if result != Err(GuestError::Fenced) {
             let at = self.queue.now() + self.up_to(self.swarm.think_ns);

@@ -65,6 +65,9 @@ pub struct Outcome {
     pub requests: u64,
     /// Faults that happened.
     pub faults: u64,
+    /// Ended early by a double fault (all in-sync replicas of a chunk lost power one after the other,
+    /// before that could be recorded); what the guest saw until then was judged.
+    pub given_up: bool,
     /// `None`: all is well.
     pub failure: Option<Failure>,
 }

@@ -32,12 +32,13 @@ fn main() -> ExitCode {
         canary: args.canary,
         verbose: args.verbose,
     };
-    let (mut events, mut requests, mut faults) = (0, 0, 0);
+    let (mut events, mut requests, mut faults, mut given_up) = (0, 0, 0, 0);
     for seed in args.first..args.first.saturating_add(args.seeds) {
         let outcome = run(seed, options);
         events += outcome.events;
         requests += outcome.requests;
         faults += outcome.faults;
+        given_up += u64::from(outcome.given_up);
         if let Some(failure) = outcome.failure {
             let canary = match args.canary {
                 Some(Canary::EarlyAck) => " --canary early-ack",
@@ -57,7 +58,8 @@ fn main() -> ExitCode {
         }
     }
     println!(
-        "{} seeds passed, each run twice: {requests} guest requests, {faults} faults, {events} events",
+        "{} seeds passed, each run twice: {requests} guest requests, {faults} faults, {events} events, \
+         {given_up} ended early by double faults",
         args.seeds
     );
     ExitCode::SUCCESS

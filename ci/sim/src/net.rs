@@ -253,7 +253,12 @@ impl World {
     fn link_name(&self, id: LinkId) -> String {
         self.links.get(&id).map_or_else(
             || format!("link {id}"),
-            |link| format!("link {id} of {:?} to n{} shard {}", link.client, link.node, link.shard),
+            |link| {
+                format!(
+                    "link {id} of {:?} to n{} shard {}",
+                    link.client, link.node, link.shard
+                )
+            },
         )
     }
 
@@ -287,7 +292,11 @@ impl World {
         let until = self.queue.now() + for_ns;
         self.say(|| {
             let way = if to_node { "to" } else { "from" };
-            format!("{} is clogged {way} the node for {} ms", self.link_name(id), for_ns / 1_000_000)
+            format!(
+                "{} is clogged {way} the node for {} ms",
+                self.link_name(id),
+                for_ns / 1_000_000
+            )
         });
         if let Some(link) = self.links.get_mut(&id) {
             let direction = link.direction(to_node);

@@ -131,6 +131,8 @@ pub(crate) struct World {
     pub(crate) phase: Phase,
     pub(crate) faults: u64,
     pub(crate) failure: Option<Failure>,
+    /// Ended by a double fault.
+    pub(crate) given_up: bool,
 }
 
 impl World {
@@ -155,6 +157,7 @@ impl World {
             phase: Phase::Safety,
             faults: 0,
             failure: None,
+            given_up: false,
         };
         world.make_cluster();
         world.choose_hot_sectors();
@@ -189,6 +192,7 @@ impl World {
             events: self.trace.events,
             requests,
             faults: self.faults,
+            given_up: self.given_up,
             failure: self.failure,
         }
     }

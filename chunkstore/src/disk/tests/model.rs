@@ -154,7 +154,11 @@ impl Workload {
         let states = ukai_proto::crc::sector_crcs(&data)
             .map(|crc| {
                 let flags = if zeros { SectorState::ZERO } else { 0 };
-                SectorState { version, crc, flags }
+                SectorState {
+                    version,
+                    crc,
+                    flags,
+                }
             })
             .collect();
         let request = StoreRequest::Put {
@@ -164,7 +168,16 @@ impl Workload {
             generation: Generation(self.token),
             admit: PutRule::Newer,
         };
-        self.send(request, Sent::Change { chunk, sectors, value, stamp: self.stamp, fua: false });
+        self.send(
+            request,
+            Sent::Change {
+                chunk,
+                sectors,
+                value,
+                stamp: self.stamp,
+                fua: false,
+            },
+        );
     }
 
     /// The chunk is deleted: zeros, durably, whatever was sent before.
@@ -178,7 +191,10 @@ impl Workload {
             volume: VOLUME,
             token: Token(self.token),
             generation: Generation(self.token),
-            ranges: vec![ChunkRange { start: ChunkIndex(chunk), count: 1 }],
+            ranges: vec![ChunkRange {
+                start: ChunkIndex(chunk),
+                count: 1,
+            }],
         });
         self.sent.insert(op, Sent::Release { chunk, stamp });
         self.collect();
@@ -244,12 +260,16 @@ impl Workload {
                 }
                 (Sent::Release { chunk, stamp }, StoreReply::Done { .. }) => {
                     for base in [0, 256] {
-                        self.oracle.answered(chunk, base..base + SECTORS, stamp, true);
+                        self.oracle
+                            .answered(chunk, base..base + SECTORS, stamp, true);
                     }
                 }
                 (
                     Sent::Release { chunk, stamp },
-                    StoreReply::Failed { status: Status::Busy, .. },
+                    StoreReply::Failed {
+                        status: Status::Busy,
+                        ..
+                    },
                 ) => {
                     for base in [0, 256] {
                         self.oracle.refused(chunk, base..base + SECTORS, stamp);

@@ -39,11 +39,13 @@ fn structures_torn_by_a_cut_are_found_out() {
                 work.step();
             }
             let mut rng = work.rig.rng.clone();
-            work.rig.disk.cut(&mut |pending| match rng.random_range(0..3) {
-                0 => Fate::Old,
-                1 if pending.position < data => Fate::Trash,
-                _ => Fate::New,
-            });
+            work.rig
+                .disk
+                .cut(&mut |pending| match rng.random_range(0..3) {
+                    0 => Fate::Old,
+                    1 if pending.position < data => Fate::Trash,
+                    _ => Fate::New,
+                });
             work.rig.rng = rng;
             work.rig.boot += 1;
             work.restart(true);

@@ -375,7 +375,11 @@ fn the_limit_of_open_chunks_closes_what_it_can() {
     }
     rig.store.settled(VOLUME, Token(1), Seq(5));
     for chunk in chunk..200 {
-        assert_eq!(rig.done(write(chunk, 0, 1, 5, false)), 1, "after a flush of its own");
+        assert_eq!(
+            rig.done(write(chunk, 0, 1, 5, false)),
+            1,
+            "after a flush of its own"
+        );
     }
     assert!(rig.store.stats().intents_open <= u64::from(chunk));
     rig.cut();
@@ -402,7 +406,13 @@ fn many_holes_take_no_slots_and_survive() {
     assert_eq!(rig.done(write(20, 0, 1, 4, true)), 1);
     rig.cut();
     rig.reopen();
-    assert_eq!(rig.store.written_since(VOLUME, Generation(0), ChunkIndex(0), 1000).0.len(), 51);
+    assert_eq!(
+        rig.store
+            .written_since(VOLUME, Generation(0), ChunkIndex(0), 1000)
+            .0
+            .len(),
+        51
+    );
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::change::Purpose;
 use super::request::Want;
 use super::{ControlCore, Phase};
 use crate::core::api::{ControlAction, ControlError, Now, Presented};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use ukai_meta::transition::{self, TransitionError};
 use ukai_proto::message::Pulled;
@@ -194,6 +194,7 @@ impl ControlCore {
             seen.in_sync_at = Some(now);
         }
         self.install(now, out);
+        self.note_whole(&BTreeSet::new());
         let head = &Arc::clone(self.map()).head;
         out.push(ControlAction::Ready(Presented {
             volume: head.volume,

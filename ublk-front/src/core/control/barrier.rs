@@ -78,8 +78,10 @@ impl ControlCore {
         let epoch = self.epoch;
         if self.lanes.values().all(|lane| lane.prepared == epoch) {
             let lost = self.barrier.take().map(|barrier| barrier.lost);
+            let lost = lost.unwrap_or_default();
             self.install(now, out);
-            self.ceiling_is_whole = !lost.iter().flatten().any(|node| self.is_source(*node));
+            self.ceiling_is_whole = !lost.iter().any(|node| self.is_source(*node));
+            self.note_whole(&lost);
         }
     }
 
@@ -95,6 +97,14 @@ impl ControlCore {
             nodes.extend(taken_on.map(|entry| entry.node));
         }
         nodes
+    }
+
+    /// Every write before this installation has ended on all nodes but the lost ones.
+    pub(super) fn note_whole(&mut self, lost: &BTreeSet<NodeId>) {
+        let generation = self.map().head.generation;
+        for entry in self.nodes.iter().filter(|entry| !lost.contains(&entry.node)) {
+            self.whole_since.insert(entry.node, generation);
+        }
     }
 
     /// Does the node hold in-sync replicas?

@@ -80,11 +80,13 @@ impl ControlCore {
     }
 
     fn change_serving(&mut self, now: Now, out: &mut Vec<ControlAction>) {
-        let lost: Vec<NodeId> = self
+        let mut lost: Vec<NodeId> = self
             .lost(now)
             .into_iter()
             .filter(|node| self.is_active(*node))
             .collect();
+        // The last in-sync replica stays: rather one that is only away than one that lost power.
+        lost.sort_by_key(|node| !self.is_rebooted(*node));
         for node in lost {
             if self.mark_stale(&[node], out) {
                 return;
@@ -122,15 +124,13 @@ impl ControlCore {
         })
     }
 
-    /// Records nodes stale (I1). While lanes run, the first generation whose writes they may lack
-    /// is the one that lanes run under: an un-acknowledged write of it may have reached only others.
+    /// Records nodes stale (I1). The first generation whose writes they may lack is that of the last
+    /// installation whose barrier waited for them: later ones let writes pass that they had not
+    /// answered, and others keep those under the generation they were sent in.
     pub(super) fn mark_stale(&mut self, nodes: &[NodeId], out: &mut Vec<ControlAction>) -> bool {
         // Before this front served, an earlier one may have run under any older generation.
-        let since = self
-            .installed
-            .as_ref()
-            .map_or(Generation(0), |config| config.generation);
-        let pairs: Vec<_> = nodes.iter().map(|node| (*node, since)).collect();
+        let since = |node| self.whole_since.get(node).copied().unwrap_or(Generation(0));
+        let pairs: Vec<_> = nodes.iter().map(|node| (*node, since(node))).collect();
         let update = transition::mark_stale_since(self.map(), &pairs);
         if let Err(TransitionError::LastInSync { range, node }) = &update {
             let text = format!(

@@ -194,11 +194,7 @@ impl ControlCore {
             let Some(seen) = self.seen.get(&entry.node) else {
                 return true;
             };
-            let rebooted = seen.up.values().any(|run| {
-                entry
-                    .incarnation
-                    .is_some_and(|known| known.boot != run.boot)
-            });
+            let rebooted = self.is_rebooted(entry.node);
             let down = seen
                 .down_since
                 .is_some_and(|at| now.since(at) > self.config.node_grace);
@@ -209,6 +205,16 @@ impl ControlCore {
             .filter(lost)
             .map(|entry| entry.node)
             .collect()
+    }
+
+    /// Its machine restarted since control took it on: it may lack what was not flushed.
+    pub(super) fn is_rebooted(&self, node: NodeId) -> bool {
+        let known = self.nodes.iter().find(|entry| entry.node == node);
+        let known = known.and_then(|entry| entry.incarnation);
+        self.seen.get(&node).is_some_and(|seen| {
+            let mut runs = seen.up.values();
+            runs.any(|run| known.is_some_and(|known| known.boot != run.boot))
+        })
     }
 
     /// A location was added on a node that is not fenced yet: writes to it would only wait.

@@ -42,7 +42,7 @@ use std::time::Duration;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::{Attach, NodeRecord};
 use ukai_proto::message::Pulled;
-use ukai_proto::{ChunkIndex, NodeId, SectorInChunk, Version, VolumeId};
+use ukai_proto::{ChunkIndex, Generation, NodeId, SectorInChunk, Version, VolumeId};
 
 /// Sectors waiting for repair; more are found again by the next read or scrub.
 const REPAIRS_MAX: usize = 1024;
@@ -128,6 +128,9 @@ pub struct ControlCore {
     ceiling: Version,
     /// That is so: no in-sync replica was lost at that barrier.
     ceiling_is_whole: bool,
+    /// By node, the generation of the last installation that waited for it: it has all writes sent
+    /// under earlier ones.
+    whole_since: BTreeMap<NodeId, Generation>,
     intents: BTreeSet<ChunkIndex>,
     reconcile: attach::Reconcile,
     sync: Option<sync::Sync>,
@@ -167,6 +170,7 @@ impl ControlCore {
             reinstall: false,
             ceiling: Version::ZERO,
             ceiling_is_whole: true,
+            whole_since: BTreeMap::new(),
             intents: BTreeSet::new(),
             reconcile: attach::Reconcile::default(),
             sync: None,
