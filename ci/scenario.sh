@@ -48,7 +48,7 @@ equal_from_each_node() {
 
 # check_fio ARGUMENT...: a fio job that must end well and verify without an error
 check_fio() {
-	fio --direct=1 --verify_fatal=1 --group_reporting "$@" >"$scratch/log/fio" 2>&1 || {
+	fio --direct=1 --verify_fatal=1 --verify_state_save=0 --group_reporting "$@" >"$scratch/log/fio" 2>&1 || {
 		tail -30 "$scratch/log/fio" >&2
 		die "fio failed: $*"
 	}
@@ -58,7 +58,7 @@ check_fio() {
 # load_start ARGUMENT...: a fio job in the background that writes and verifies until load_stop
 load_start() {
 	fio --name=load --rw=randrw --bs=4k --iodepth=16 --direct=1 --verify=crc32c --verify_backlog=256 \
-		--verify_fatal=1 --time_based --runtime=3600 "$@" >"$scratch/log/load" 2>&1 &
+		--verify_fatal=1 --verify_state_save=0 --time_based --runtime=3600 "$@" >"$scratch/log/load" 2>&1 &
 	load=$!
 }
 
