@@ -109,7 +109,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "NAME")]
     pub(crate) host: Option<String>,
     /// What to do with requests while the metadata store cannot be reached for a whole lease.
-    #[arg(long, value_enum, default_value = "refuse")]
+    #[arg(long, value_enum, default_value = "serve")]
     pub(crate) isolated: Isolated,
 }
 

@@ -244,6 +244,8 @@ impl<B: Buffer> Store<B> {
         let intent = self.intents.open(piece.volume, piece.chunk);
         intent.last_group = group;
         intent.last_version = intent.last_version.max(version);
+        let held = self.directory.volumes.entry(piece.volume).or_default();
+        held.last_version = held.last_version.max(version);
     }
 
     /// Registers the request for the durability it asked for; with dsync for its data?

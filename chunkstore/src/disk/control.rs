@@ -12,6 +12,8 @@ use ukai_proto::{Buffer, ChunkIndex, SectorInChunk, Seq, Status, Token, Version,
 
 /// CLOSE records at a time: they are never urgent.
 const CLOSES_MAX: usize = 64;
+/// A chunk not written for so many log writes is unlikely to be written by the next one.
+const QUIET_GROUPS: u64 = 256;
 
 impl<B: Buffer> Store<B> {
     pub(super) fn advance_flush(&mut self, key: u64, op: &mut Op<B>) -> Step<B> {
@@ -187,8 +189,38 @@ impl<B: Buffer> Store<B> {
             .filter(|(volume, chunk)| self.closable(*volume, *chunk))
             .take(CLOSES_MAX)
             .collect();
+        self.close_these(&closable)
+    }
+
+    /// As [`Store::close_intents`], for the background: looks at a few, and leaves alone what is
+    /// likely to be written again soon, because opening a chunk again costs a flush. That is, closes
+    /// chunks not written for a while, and all of a volume whose last write is known everywhere.
+    pub(super) fn close_quiet_intents(&mut self) {
+        let group = self.commit.pending();
+        let quiet: Vec<_> = self
+            .intents
+            .next_few(CLOSES_MAX)
+            .into_iter()
+            .filter(|(volume, chunk)| {
+                let old = self
+                    .intents
+                    .get(*volume, *chunk)
+                    .is_some_and(|intent| intent.last_group + QUIET_GROUPS < group);
+                let at_rest = self.ops.len() == 0
+                    && self
+                        .directory
+                        .volumes
+                        .get(volume)
+                        .is_some_and(|held| held.last_version <= held.settled);
+                (old || at_rest) && self.closable(*volume, *chunk)
+            })
+            .collect();
+        self.close_these(&quiet);
+    }
+
+    fn close_these(&mut self, chunks: &[(VolumeId, ChunkIndex)]) -> usize {
         let mut closed = 0;
-        for (volume, chunk) in closable {
+        for (volume, chunk) in chunks.iter().copied() {
             let record = Record::Close { volume, chunk };
             let mut need = Need::default();
             need.record(&record);

@@ -26,6 +26,8 @@ pub(super) struct Volume {
     pub(super) slots: u64,
     /// Every replica has every write up to this version.
     pub(super) settled: Version,
+    /// Highest version written here since the start.
+    pub(super) last_version: Version,
 }
 
 /// Everything by volume.

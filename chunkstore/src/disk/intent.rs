@@ -24,6 +24,8 @@ pub(super) struct Intent {
 #[derive(Debug, Default)]
 pub(super) struct Intents {
     map: BTreeMap<(VolumeId, ChunkIndex), Intent>,
+    /// Where [`Intents::next_few`] left off.
+    cursor: Option<(VolumeId, ChunkIndex)>,
 }
 
 impl Intents {
@@ -52,6 +54,20 @@ impl Intents {
         self.map.retain(|(of, chunk), _| {
             *of != volume || *chunk < range.start || u64::from(chunk.0) >= end
         });
+    }
+
+    /// The next few open chunks, going round and round.
+    pub(super) fn next_few(&mut self, count: usize) -> Vec<(VolumeId, ChunkIndex)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = self.cursor.map_or(Unbounded, Excluded);
+        let few: Vec<_> = self
+            .map
+            .range((from, Unbounded))
+            .map(|(at, _)| *at)
+            .take(count)
+            .collect();
+        self.cursor = few.last().copied().filter(|_| few.len() == count);
+        few
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (VolumeId, ChunkIndex, &Intent)> {

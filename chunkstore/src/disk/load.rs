@@ -65,6 +65,7 @@ impl<B: Buffer> Store<B> {
             }
             None => {
                 // The slot cannot be served until its page can be read again.
+                self.sweep_skips(slot);
                 for key in waiting {
                     if self.ops.get(key).is_some_and(|op| !op.executed) {
                         let status = Status::IoError;

@@ -13,7 +13,6 @@ use super::cache::Cache;
 use super::checkpoint::Checkpoint;
 use super::commit::{Commit, GroupId};
 use super::directory::Directory;
-use super::hole::SlotKey;
 use super::intent::Intents;
 use super::layout::{BLOCK_BYTES, Geometry, ShardPlace, SlotIndex};
 use super::log::LogBuffer;
@@ -265,16 +264,18 @@ impl<B: Buffer> Store<B> {
         self.maybe_closed();
     }
 
-    /// When idle: one step of sweeping suspect slots and closing intents. `true` if there is more to do
-    /// at once. Call [`Store::turn_end`] after it as after any event.
+    /// Once per turn: one step of sweeping suspect slots (when idle) and closing intents. `true` if
+    /// there is more to do at once. Call [`Store::turn_end`] after it as after any event.
     pub fn background(&mut self, out: &mut Vec<StoreAction<B>>) -> bool {
         if self.closing || self.poisoned {
             return false;
         }
-        let more = self.sweep_step(out);
-        self.close_intents();
+        // Settling competes with requests for the device; only a lack of intents makes it urgent.
+        let urgent = self.intents.len() > self.bounds.intents / 2;
+        let more = (self.ops.len() == 0 || urgent) && self.sweep_step(out);
+        self.close_quiet_intents();
         self.run(out);
-        more || (!self.space.tombstones.is_empty() && !self.checkpoint.running())
+        more
     }
 
     /// Clean stop: new requests are refused with Stopping, those in flight finish, then a checkpoint.

@@ -42,8 +42,8 @@ pub(super) struct Sweep {
     waiting: Vec<u64>,
     /// Where the background left off.
     cursor: Option<SlotKey>,
-    /// The slot whose page the background asked for last.
-    page_asked: Option<SlotKey>,
+    /// Slots whose pages could not be read: left to whoever touches them.
+    unreadable: BTreeSet<SlotIndex>,
 }
 
 impl Sweep {
@@ -244,14 +244,20 @@ impl<B: Buffer> Store<B> {
             self.sweep.suspects.remove(&key);
             return true;
         };
-        if self.page_ready(slot, None, out) {
+        if self.sweep.unreadable.contains(&slot) {
+            self.sweep.cursor = Some(key);
+        } else if self.page_ready(slot, None, out) {
             self.sweep.cursor = Some(key);
             self.settle(&key, slot, None, out);
-        } else if self.sweep.page_asked == Some(key) {
-            // Its page cannot be read: the next one.
-            self.sweep.cursor = Some(key);
+        } else {
+            // The end of the page's read is a turn of its own.
+            return false;
         }
-        self.sweep.page_asked = Some(key);
         true
+    }
+
+    /// The page of a slot could not be read.
+    pub(super) fn sweep_skips(&mut self, slot: SlotIndex) {
+        self.sweep.unreadable.insert(slot);
     }
 }

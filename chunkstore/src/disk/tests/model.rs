@@ -332,11 +332,14 @@ impl Workload {
             58..60 => {
                 let settled = Seq(self.rig.rng.random_range(0..=self.stamp));
                 self.rig.store.settled(VOLUME, Token(self.token), settled);
-                let mut out = Vec::new();
-                self.rig.store.background(&mut out);
-                self.rig.perform(out);
+                self.rig.background();
             }
-            60..75 => self.rig.turn(),
+            60..75 => {
+                if self.rig.rng.random_bool(0.5) {
+                    self.rig.background();
+                }
+                self.rig.turn();
+            }
             _ => {
                 self.rig.complete_any();
             }

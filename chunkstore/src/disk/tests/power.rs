@@ -146,7 +146,7 @@ fn try_cuts(work: &Workload, tried: &mut u64) {
         let mut rig = Rig::on_boot(disk, work.rig.place, *tried, 100);
         let mut oracle = work.oracle.clone();
         oracle.check_restart(&mut rig, true);
-        if *tried % 16 == 0 {
+        if tried.is_multiple_of(16) {
             rig.cut();
             rig.reopen();
             oracle.check_restart(&mut rig, true);
@@ -167,7 +167,11 @@ fn exhaust(work: &mut Workload, tried: &mut u64) {
         if pending == 0 {
             break;
         }
-        let index = if work.token % 2 == 0 { 0 } else { pending - 1 };
+        let index = if work.token.is_multiple_of(2) {
+            0
+        } else {
+            pending - 1
+        };
         work.rig.complete(index);
         work.collect();
         try_cuts(work, tried);

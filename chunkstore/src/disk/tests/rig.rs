@@ -229,6 +229,12 @@ impl Rig {
         self.perform(out);
     }
 
+    pub(super) fn background(&mut self) {
+        let mut out = Vec::new();
+        self.store.background(&mut out);
+        self.perform(out);
+    }
+
     pub(super) fn complete(&mut self, index: usize) {
         let (io, result) = self.disk.complete(index);
         let mut out = Vec::new();
@@ -306,14 +312,14 @@ impl Rig {
         self.disk.cut(&mut |_| match style {
             0 => Fate::Old,
             1 => Fate::New,
-            _ if rng.next_u32() % 2 == 0 => Fate::Old,
+            _ if rng.random_bool(0.5) => Fate::Old,
             _ => Fate::New,
         });
     }
 
     pub(super) fn crash_process(&mut self) {
         let rng = &mut self.rng;
-        self.disk.crash_process(&mut || rng.next_u32() % 2 == 0);
+        self.disk.crash_process(&mut || rng.random_bool(0.5));
     }
 }
 

@@ -339,9 +339,7 @@ fn intents_open_durably_before_data_and_close_when_all_is_known() {
     rig.settle();
     assert_eq!(intents(&rig), [ChunkIndex(3)]);
     let open = |rig: &mut Rig| {
-        let mut out = Vec::new();
-        rig.store.background(&mut out);
-        rig.perform(out);
+        rig.background();
         rig.settle();
         intents(rig)
     };
@@ -356,6 +354,29 @@ fn intents_open_durably_before_data_and_close_when_all_is_known() {
     rig.cut();
     rig.reopen();
     assert_eq!(intents(&rig), [ChunkIndex(3)], "opened again, durably");
+}
+
+#[test]
+fn the_background_settles_everything_after_a_crash_and_then_rests() {
+    let mut rig = Rig::new(20, 1);
+    for chunk in 0..20 {
+        rig.submit(write(chunk, 0, 3, 5, false));
+    }
+    rig.settle();
+    rig.cut();
+    rig.reopen();
+    assert!(rig.report.slots_suspect > 0);
+    let unreadable = data_position(&mut Rig::new(20, 1), 3, 1) / 4096;
+    rig.disk.unreadable.insert(unreadable);
+    for _ in 0..1000 {
+        rig.background();
+        rig.settle();
+    }
+    assert_eq!(rig.store.stats().slots_suspect, 0);
+    let calls = rig.disk.calls;
+    rig.background();
+    rig.settle();
+    assert_eq!(rig.disk.calls, calls);
 }
 
 #[test]

@@ -218,9 +218,14 @@ impl Control {
 
     /// The lease is surely gone, whatever the clock says.
     fn lost(&mut self) {
-        tracing::warn!("the metadata session ended: not serving until registered again");
         self.registered = false;
-        self.set_until(0);
+        match self.isolation {
+            Isolation::Refuse => {
+                tracing::warn!("the metadata session ended: not serving until registered again");
+                self.set_until(0);
+            }
+            Isolation::Serve => tracing::warn!("the metadata session ended: registering again"),
+        }
     }
 
     fn register(&mut self) -> Result<(), MembershipError> {
