@@ -58,6 +58,12 @@ pub enum Status {
 }
 
 impl Status {
+    /// The node will likely answer otherwise before long, or another run of it will.
+    #[must_use]
+    pub fn is_passing(self) -> bool {
+        matches!(self, Self::NoLease | Self::Stopping | Self::NotFenced)
+    }
+
     /// From the wire; an unknown byte is `None`.
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {

@@ -105,7 +105,10 @@ impl<B: Buffer> Store<B> {
         {
             self.marker_group = None;
         }
-        // Few wait, and each knows its own needs.
-        self.ready.extend(self.wait_marker.drain(..));
+        let seen = (self.commit.marker, self.commit.written_marker);
+        if self.markers_seen != seen {
+            self.markers_seen = seen;
+            self.ready.extend(self.wait_marker.drain(..));
+        }
     }
 }

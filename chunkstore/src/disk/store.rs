@@ -104,6 +104,8 @@ pub struct Store<B> {
     pub(super) marker_wanted: GroupId,
     pub(super) marker_group: Option<GroupId>,
     pub(super) written_marker_wanted: GroupId,
+    /// Markers when requests that wait for them were woken last.
+    pub(super) markers_seen: (GroupId, GroupId),
     pub(super) told: Vec<u64>,
     pub(super) poisoned: bool,
     pub(super) closing: bool,
@@ -176,6 +178,7 @@ impl<B: Buffer> Store<B> {
             marker_wanted: 0,
             marker_group: None,
             written_marker_wanted: 0,
+            markers_seen: (0, 0),
             told: Vec::new(),
             poisoned: false,
             closing: false,

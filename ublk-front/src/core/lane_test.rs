@@ -284,6 +284,27 @@ fn a_full_replica_is_reported_and_full_replicas_are_enospc() {
 }
 
 #[test]
+fn a_node_that_does_not_serve_now_is_as_good_as_disconnected() {
+    let mut bench = Bench::new();
+    bench.guest(0, GuestOp::Read, 0, 1);
+    let sent = bench.sent();
+    bench.answer(&sent[0], Status::NoLease);
+    assert_eq!(bench.completed(), [], "no error: it waits");
+    let status = Status::NoLease;
+    assert_eq!(
+        bench.reports(),
+        [LaneReport::ReplicaFailed { node: A, status }]
+    );
+    assert!(matches!(
+        bench.out[..],
+        [LaneAction::Disconnect { peer: PEER_A, .. }]
+    ));
+    bench.down(PEER_A);
+    bench.up(PEER_A, 1);
+    assert_eq!(bench.sent().len(), 1, "sent again");
+}
+
+#[test]
 fn requests_outside_the_volume_are_refused() {
     let mut bench = Bench::new();
     let sectors = (64 << 20) / SECTOR_BYTES as u64;

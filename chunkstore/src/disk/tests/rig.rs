@@ -5,7 +5,7 @@ use crate::disk::format::{NodeFormat, NodeSuperblock, format};
 use crate::disk::layout::{BLOCK, ShardPlace};
 use crate::disk::mem::MemDisk;
 use crate::disk::store::{RecoveryReport, Store, StoreLimits};
-use rand::{Rng, RngExt, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -102,7 +102,11 @@ impl ControlCore {
     /// Every write before this installation has ended on all nodes but the lost ones.
     pub(super) fn note_whole(&mut self, lost: &BTreeSet<NodeId>) {
         let generation = self.map().head.generation;
-        for entry in self.nodes.iter().filter(|entry| !lost.contains(&entry.node)) {
+        for entry in self
+            .nodes
+            .iter()
+            .filter(|entry| !lost.contains(&entry.node))
+        {
             self.whole_since.insert(entry.node, generation);
         }
     }

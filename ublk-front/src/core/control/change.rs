@@ -139,6 +139,9 @@ impl ControlCore {
                 range.start,
                 u64::from(range.start.0) + u64::from(range.count),
             );
+            // Requests that it failed end with its error at the next installation, rather than wait.
+            let failed = self.seen.entry(nodes[0]).or_default().failed.take();
+            self.reinstall |= failed.is_some_and(|status| !status.is_passing());
             self.note(text, out);
             return false;
         }

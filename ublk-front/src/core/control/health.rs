@@ -7,7 +7,7 @@ use crate::core::config::NodeEntry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use ukai_proto::{ChunkIndex, Generation, Incarnation, NodeId, Opcode, ShardIndex};
+use ukai_proto::{ChunkIndex, Generation, Incarnation, NodeId, Opcode, ShardIndex, Status};
 
 /// Between round-trip measurements of a node.
 const PING_EVERY: Duration = Duration::from_secs(2);
@@ -25,8 +25,8 @@ pub(super) struct NodeSeen {
     pub(super) lanes_down: BTreeSet<(LaneId, PeerIndex)>,
     /// Since when something is down.
     pub(super) down_since: Option<Now>,
-    /// A lane said that the node cannot take part.
-    pub(super) failed: Option<Now>,
+    /// A lane said that the node cannot take part, and with which answer it came.
+    pub(super) failed: Option<Status>,
     /// Shards fenced under this front's token, at which generation, by this run.
     pub(super) fenced: BTreeMap<PeerIndex, Generation>,
     /// Open intents that its fence replies listed.

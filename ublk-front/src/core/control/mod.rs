@@ -235,7 +235,7 @@ impl ControlCore {
                     format!("node {} cannot take part: {status}", self.name(node)),
                     out,
                 );
-                self.seen.entry(node).or_default().failed = Some(now);
+                self.seen.entry(node).or_default().failed = Some(status);
             }
             LaneReport::BadSector {
                 node,

@@ -258,6 +258,17 @@ impl LaneCore {
                 out.push(LaneAction::Report(LaneReport::StaleMap));
             }
             Status::Busy => self.queue(peer, index, target),
+            status if status.is_passing() => {
+                // As if the connection were lost: what is unanswered is sent again when it is back,
+                // or control goes on without the node.
+                let node = self.current().nodes[usize::from(slot.0)].node;
+                out.push(LaneAction::Report(LaneReport::ReplicaFailed {
+                    node,
+                    status,
+                }));
+                let why = "the node does not serve now";
+                out.push(LaneAction::Disconnect { peer, why });
+            }
             status => self.refused(now, index, target, status, header, out),
         }
         self.check_prepared(out);
