@@ -25,7 +25,7 @@ pub(crate) const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
 /// The volume of every run.
 pub(crate) const VOLUME: VolumeId = VolumeId([0x77; 16]);
 /// Events of one run: a run that needs more is going round in circles.
-const EVENTS_MAX: u64 = 20_000_000;
+const EVENTS_MAX: u64 = 3_000_000;
 
 /// Index of a node.
 pub(crate) type NodeIndex = usize;

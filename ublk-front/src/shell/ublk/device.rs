@@ -296,7 +296,7 @@ impl Device {
     }
 
     /// How long the kernel waits before it asks whether the front that holds a request has died.
-    /// Linux before 6.16 finds out only so if the front was killed with all requests of a queue in
+    /// Older kernels (6.12) find out only so if the front was killed with all requests of a queue in
     /// flight; its default of 30 s would be added to the time a successor needs. A front that lives
     /// may take longer: the timer is started again.
     fn shorten_timeout(&self) {

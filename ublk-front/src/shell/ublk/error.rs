@@ -26,7 +26,7 @@ pub enum DeviceError {
         /// Why.
         why: String,
     },
-    /// Linux before 6.16 cannot hand a device over once a successor has been killed in the middle of
+    /// Older kernels (6.12) cannot hand a device over once a successor has been killed in the middle of
     /// taking it over.
     #[error(
         "{path} cannot be taken over any more: a front was killed while it took it over, and this \

@@ -214,7 +214,7 @@ pub(super) fn delete(control: &UblkCtrl, path: &str) -> Result<(), DeviceError> 
     match check(&doing, control.del_dev_async()) {
         // Removed by someone else: what we want is done.
         Err(error) if is_gone(&error) => Ok(()),
-        // Linux before 6.9 knows only the command that waits.
+        // Older kernels know only the command that waits.
         Err(_) => check(&doing, control.del_dev()),
         Ok(()) => Ok(()),
     }
