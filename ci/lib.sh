@@ -32,11 +32,23 @@ still_running() {
 
 is_gone() { ! still_running "$1"; }
 
+# show_threads PID: where each thread of a stuck process is, in the kernel and, with gdb, in the program
+show_threads() {
+	local task
+	for task in /proc/"$1"/task/*; do
+		echo "--- thread $(cat "$task/comm"), state and ticks: $(sed 's/.*) //' "$task/stat" | cut -d' ' -f1,12,13)"
+		head -6 "$task/stack" 2>/dev/null
+	done
+	! command -v gdb >/dev/null || timeout 60 gdb -p "$1" -batch -ex 'thread apply all bt 14' 2>/dev/null |
+		grep -E '^(Thread|#)' | cut -c1-200
+}
+
 # end_process PID [SECONDS]: TERM, then KILL if it does not end in time (and fails then).
 end_process() {
 	local pid=$1 limit=${2:-10}
 	kill -TERM "$pid" 2>/dev/null || true
 	if ! wait_until "$limit" "process $pid to end" is_gone "$pid"; then
+		show_threads "$pid" >&2
 		kill -KILL "$pid" 2>/dev/null || true
 		wait "$pid" 2>/dev/null || true
 		return 1

@@ -118,7 +118,7 @@ impl Cache {
         self.places[place] = fresh;
     }
 
-    /// Second chance. Dirty pages are at most half of the capacity, so two rounds find one.
+    /// Second chance. Dirty pages are at most three quarters of the capacity, so two rounds find one.
     fn victim(&mut self) -> usize {
         for _ in 0..self.places.len() * 2 + 1 {
             self.hand = (self.hand + 1) % self.places.len();

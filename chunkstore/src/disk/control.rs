@@ -12,6 +12,8 @@ use ukai_proto::{Buffer, ChunkIndex, SectorInChunk, Seq, Status, Token, Version,
 
 /// CLOSE records at a time: they are never urgent.
 const CLOSES_MAX: usize = 64;
+/// Open chunks looked at in one turn: it is the price of every turn.
+const LOOKS_MAX: usize = 2;
 /// A chunk not written for so many log writes is unlikely to be written by the next one.
 const QUIET_GROUPS: u64 = 256;
 
@@ -192,30 +194,40 @@ impl<B: Buffer> Store<B> {
         self.close_these(&closable)
     }
 
-    /// As [`Store::close_intents`], for the background: looks at a few, and leaves alone what is
-    /// likely to be written again soon, because opening a chunk again costs a flush. That is, closes
-    /// chunks not written for a while, and all of a volume whose last write is known everywhere.
+    /// As [`Store::close_intents`], for the background: leaves alone what is likely to be written again
+    /// soon, because opening a chunk again costs a flush. That is, closes chunks not written for a while
+    /// (looking at a few, in turn), and all of a volume whose last write is known everywhere.
     pub(super) fn close_quiet_intents(&mut self) {
         let group = self.commit.pending();
-        let quiet: Vec<_> = self
+        let old: Vec<_> = self
             .intents
-            .next_few(CLOSES_MAX)
+            .next_few(LOOKS_MAX)
             .into_iter()
             .filter(|(volume, chunk)| {
-                let old = self
-                    .intents
-                    .get(*volume, *chunk)
-                    .is_some_and(|intent| intent.last_group + QUIET_GROUPS < group);
-                let at_rest = self.ops.len() == 0
-                    && self
-                        .directory
-                        .volumes
-                        .get(volume)
-                        .is_some_and(|held| held.last_version <= held.settled);
-                (old || at_rest) && self.closable(*volume, *chunk)
+                let intent = self.intents.get(*volume, *chunk);
+                intent.is_some_and(|intent| intent.last_group + QUIET_GROUPS < group)
+                    && self.closable(*volume, *chunk)
             })
             .collect();
-        self.close_these(&quiet);
+        self.close_these(&old);
+        if self.ops.len() > 0 {
+            return;
+        }
+        while let Some(volume) = self.at_rest.first().copied() {
+            let all: Vec<_> = self
+                .intents
+                .of(volume, ChunkIndex(0))
+                .map(|chunk| (volume, chunk))
+                .filter(|(volume, chunk)| self.closable(*volume, *chunk))
+                .take(CLOSES_MAX)
+                .collect();
+            if !all.is_empty() {
+                // The end of their log write is a turn of its own, which looks for more.
+                self.close_these(&all);
+                return;
+            }
+            self.at_rest.remove(&volume);
+        }
     }
 
     fn close_these(&mut self, chunks: &[(VolumeId, ChunkIndex)]) -> usize {

@@ -37,10 +37,11 @@ impl Bounds {
             let records = log_blocks / 32 * (BLOCK_ROOM as u64 / RELOGGED_BYTES_MAX);
             usize::try_from(records).unwrap_or(max).min(max)
         };
-        let dirty = usize::try_from(log_blocks / 8).expect("the log is bounded");
+        // Images of all dirty pages must fit the log three times (see above), beside everything else.
+        let dirty = usize::try_from(log_blocks / 6).expect("the log is bounded");
         Self {
             cache_pages,
-            dirty_pages: (cache_pages / 2).min(dirty),
+            dirty_pages: (cache_pages / 4 * 3).min(dirty),
             fences: share(32 << 10),
             intents: share(64 << 10),
             tombstones: share(4 << 10),
@@ -124,7 +125,7 @@ impl<B: Buffer> Store<B> {
     pub(super) fn checkpoint_due(&self) -> bool {
         !self.stalled.is_empty()
             || self.log_used() >= self.geometry.log_blocks / 2
-            || self.dirty_pages() > self.bounds.dirty_pages / 2
+            || self.dirty_pages() > self.bounds.dirty_pages / 4 * 3
             || !self.space.tombstones.is_empty()
     }
 }

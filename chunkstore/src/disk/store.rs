@@ -24,7 +24,7 @@ use super::slab::Slab;
 use super::space::Space;
 use super::sweep::Sweep;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use ukai_proto::{BootId, Buffer, SectorInChunk, Status};
+use ukai_proto::{BootId, Buffer, SectorInChunk, Status, VolumeId};
 
 /// Bounds of a store's memory. Besides the page cache a shard keeps about 30 bytes per slot in use
 /// (30 MiB per TiB stored) and about 110 per hole that a discard left.
@@ -100,6 +100,8 @@ pub struct Store<B> {
     pub(super) wait_slot: Vec<u64>,
     pub(super) wait_marker: Vec<u64>,
     pub(super) wait_intent_room: Vec<u64>,
+    /// Volumes whose last write was known everywhere when somebody told.
+    pub(super) at_rest: BTreeSet<VolumeId>,
     /// A marker of this group must become durable; the group that will tell it.
     pub(super) marker_wanted: GroupId,
     pub(super) marker_group: Option<GroupId>,
@@ -175,6 +177,7 @@ impl<B: Buffer> Store<B> {
             wait_slot: Vec::new(),
             wait_marker: Vec::new(),
             wait_intent_room: Vec::new(),
+            at_rest: BTreeSet::new(),
             marker_wanted: 0,
             marker_group: None,
             written_marker_wanted: 0,

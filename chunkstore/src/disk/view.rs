@@ -59,6 +59,9 @@ impl<B> StoreView for Store<B> {
             return;
         };
         held.settled = held.settled.max(Version { token, seq });
+        if held.settled >= held.last_version {
+            self.at_rest.insert(volume);
+        }
     }
 
     fn slots(&self) -> (u64, u64) {

@@ -60,6 +60,12 @@ impl<B: Buffer> Store<B> {
         match done {
             Err(stop) => return stop.step(),
             Ok(true) => self.touched_chunk(&span.key, version),
+            // All holes are in use, and nothing was ever written here: it reads as zeros anyway. What
+            // is given up is only the order against a write that the guest has in flight over the
+            // same sectors at this moment; taking a slot to keep it could fill the node.
+            Ok(false) if unmap && matches!(target, Target::None(None)) => {
+                return self.nothing_to_do(key, op, fua);
+            }
             Ok(false) => {
                 let records = |slot: SlotIndex| {
                     runs.iter().map(move |(first, count)| {

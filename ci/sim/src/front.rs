@@ -169,7 +169,7 @@ impl World {
             }
             ControlAction::MetaLoad(id) => self.ask_meta(front, id, MetaRequest::Load),
             ControlAction::MetaCommit(id, update) => {
-                self.ask_meta(front, id, MetaRequest::Commit(update))
+                self.ask_meta(front, id, MetaRequest::Commit(update));
             }
             ControlAction::Send { peer, header, aux } => {
                 let frame = Frame {
@@ -280,7 +280,7 @@ impl World {
         match conn {
             Conn::Control => self.control(front, ControlEvent::PeerDown { peer }),
             Conn::Lane(lane) => self.lane(front, lane.0 as usize, |lane, now, out| {
-                lane.peer_down(now, peer, out)
+                lane.peer_down(now, peer, out);
             }),
         }
     }
@@ -463,7 +463,7 @@ impl World {
 
     pub(crate) fn order_arrives(&mut self, front: FrontIndex, lane: LaneId, order: LaneOrder) {
         self.lane(front, lane.0 as usize, |core, now, out| {
-            core.order(now, order, out)
+            core.order(now, order, out);
         });
     }
 
@@ -518,7 +518,7 @@ impl World {
             _ => Vec::new(),
         };
         self.lane(front, lane, |core, now, out| {
-            core.guest(now, io, &data, out)
+            core.guest(now, io, &data, out);
         });
     }
 

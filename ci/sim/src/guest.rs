@@ -1,6 +1,5 @@
 //! Guests: what they ask, what they see, and the history of it.
 
-use crate::Canary;
 use crate::front::lane_id;
 use crate::swarm::Swarm;
 use crate::verify::Phase;
@@ -9,7 +8,6 @@ use rand::RngExt;
 use std::collections::BTreeMap;
 use ublk_front::core::api::{GuestError, GuestIo, GuestOp, GuestTag, LaneId};
 use ukai_checker::{Content, Event as Line, History, Kind, Mode, SectorValue, Stamp};
-use ukai_proto::Header;
 use ukai_proto::limits::SECTOR_BYTES;
 
 const NAME: &str = "v";
@@ -17,13 +15,13 @@ const NAME: &str = "v";
 /// A guest request under way.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    op: u64,
-    io: GuestIo,
+    pub(crate) op: u64,
+    pub(crate) io: GuestIo,
     pub(crate) data: Vec<u8>,
     /// Canary: pieces sent, by wire tag, and whether any replica has them.
-    pieces: BTreeMap<u64, (u16, bool)>,
+    pub(crate) pieces: BTreeMap<u64, (u16, bool)>,
     /// Canary: the guest has its answer already.
-    answered: bool,
+    pub(crate) answered: bool,
 }
 
 /// The guest side of a run.
@@ -154,17 +152,13 @@ impl World {
         }
         let io = match self.phase {
             Phase::Safety if self.guest.requests_left > 0 => {
+                let Some(io) = self.choose_free_request(front, tag) else {
+                    let at = self.queue.now() + 1 + self.up_to(self.swarm.think_ns);
+                    self.queue.push(at, Event::GuestNext { front, lane, tag });
+                    return;
+                };
                 self.guest.requests_left -= 1;
-                let io = self.choose_request(tag);
-                if self.swarm.reissue && self.overlaps_a_write(front, &io) {
-                    GuestIo {
-                        op: GuestOp::Read,
-                        count: io.count.min(40),
-                        ..io
-                    }
-                } else {
-                    io
-                }
+                io
             }
             Phase::FinalReads => match self.guest.final_reads.pop() {
                 Some((sector, count)) => GuestIo {
@@ -180,16 +174,33 @@ impl World {
         self.invoke(front, lane.0 as usize, io);
     }
 
+    /// A request that does not touch what is in flight in a way that the guest must avoid.
+    fn choose_free_request(&mut self, front: FrontIndex, tag: GuestTag) -> Option<GuestIo> {
+        for _ in 0..8 {
+            let io = self.choose_request(tag);
+            if !self.collides(front, &io) {
+                return Some(io);
+            }
+        }
+        None
+    }
+
     /// A guest whose requests are issued again after its front died must not overwrite what is still
-    /// being written: the older write would be done again after the newer one.
-    fn overlaps_a_write(&self, front: FrontIndex, io: &GuestIo) -> bool {
+    /// being written: the older write would be done again after the newer one. And unless told to, it
+    /// does not read what is being written (see [`crate::Options::read_in_flight`]).
+    fn collides(&self, front: FrontIndex, io: &GuestIo) -> bool {
         let writes = |op: GuestOp| matches!(op, GuestOp::Write { .. } | GuestOp::Zero { .. });
         let end = |io: &GuestIo| io.sector + u64::from(io.count);
         let mut running = self.fronts[front].slots.iter().flatten().flatten();
-        writes(io.op)
-            && running.any(|slot| {
-                writes(slot.io.op) && slot.io.sector < end(io) && io.sector < end(&slot.io)
-            })
+        running.any(|slot| {
+            let overlap = slot.io.sector < end(io) && io.sector < end(&slot.io);
+            let must_avoid = match (writes(slot.io.op), writes(io.op)) {
+                (true, true) => self.swarm.reissue,
+                (false, false) => false,
+                _ => !self.options.read_in_flight,
+            };
+            overlap && must_avoid
+        })
     }
 
     fn choose_request(&mut self, tag: GuestTag) -> GuestIo {
@@ -343,7 +354,7 @@ impl World {
         }
     }
 
-    fn answer(&mut self, slot: &Slot, result: Result<(), GuestError>) {
+    pub(crate) fn answer(&mut self, slot: &Slot, result: Result<(), GuestError>) {
         let op = slot.op;
         self.guest.completed += 1;
         match result {
@@ -357,52 +368,6 @@ impl World {
             }
             Err(_) => self.guest.record(|t| Line::Fail { t, op }),
         }
-    }
-
-    pub(crate) fn canary_write_sent(
-        &mut self,
-        front: FrontIndex,
-        lane: usize,
-        tag: GuestTag,
-        header: &Header,
-    ) {
-        if self.options.canary == Some(Canary::EarlyAck)
-            && let Some(slot) = &mut self.fronts[front].slots[lane][tag.0 as usize]
-        {
-            slot.pieces
-                .entry(header.tag)
-                .or_insert((header.count, false));
-        }
-    }
-
-    /// The planted bug: the guest is answered as soon as one replica has all of it.
-    pub(crate) fn canary_write_acked(&mut self, front: FrontIndex, lane: usize, wire_tag: u64) {
-        if self.options.canary != Some(Canary::EarlyAck) {
-            return;
-        }
-        let slots = &mut self.fronts[front].slots[lane];
-        let Some(place) = slots.iter_mut().find(|slot| {
-            slot.as_ref()
-                .is_some_and(|slot| slot.pieces.contains_key(&wire_tag))
-        }) else {
-            return;
-        };
-        let Some(mut slot) = place.take() else { return };
-        if let Some((_, acked)) = slot.pieces.get_mut(&wire_tag) {
-            *acked = true;
-        }
-        let sectors: u32 = slot
-            .pieces
-            .values()
-            .filter(|(_, acked)| *acked)
-            .map(|(count, _)| u32::from(*count))
-            .sum();
-        if sectors == slot.io.count && !slot.answered {
-            slot.answered = true;
-            self.answer(&slot, Ok(()));
-        }
-        let tag = slot.io.tag.0 as usize;
-        self.fronts[front].slots[lane][tag] = Some(slot);
     }
 }
 

@@ -19,10 +19,12 @@
 //! | `front` | front processes: lanes, control, their connections |
 //! | `meta` | the way to the metadata store and back |
 //! | `guest` | workload and history |
+//! | `canary` | planted bugs |
 //! | `fault` | who is hit by what, and when; never the last good copy |
 //! | `verify` | phases, and the comparison at the end |
 #![forbid(unsafe_code)]
 
+mod canary;
 mod fault;
 mod front;
 mod guest;
@@ -50,6 +52,10 @@ pub enum Canary {
 pub struct Options {
     /// A planted bug.
     pub canary: Option<Canary>,
+    /// The guest also reads what it is still writing. The front does not hold I7 for such reads yet: it
+    /// answers them before every replica has the write, and if that replica is lost with the front (or
+    /// while another connection is down) the old value comes back. A few hundred seeds find it.
+    pub read_in_flight: bool,
     /// Tell the story on standard error.
     pub verbose: bool,
 }

@@ -21,6 +21,9 @@ struct Args {
     /// Plant a bug; the run must then fail.
     #[arg(long)]
     canary: Option<Canary>,
+    /// Guests also read what they are still writing: known to fail, see the library's Options.
+    #[arg(long)]
+    read_in_flight: bool,
     /// Tell the story of each run on standard error.
     #[arg(long)]
     verbose: bool,
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let options = Options {
         canary: args.canary,
+        read_in_flight: args.read_in_flight,
         verbose: args.verbose,
     };
     let (mut events, mut requests, mut faults, mut given_up) = (0, 0, 0, 0);
@@ -44,11 +48,16 @@ fn main() -> ExitCode {
                 Some(Canary::EarlyAck) => " --canary early-ack",
                 None => "",
             };
+            let reads = if args.read_in_flight {
+                " --read-in-flight"
+            } else {
+                ""
+            };
             println!("{}", describe(seed));
             println!("{failure}");
             println!("failed: seed {seed}");
             println!(
-                "again: cargo run --release --manifest-path ci/sim/Cargo.toml -- --seeds 1 --first {seed}{canary} --verbose"
+                "again: cargo run --release --manifest-path ci/sim/Cargo.toml -- --seeds 1 --first {seed}{canary}{reads} --verbose"
             );
             return ExitCode::from(match failure {
                 Failure::Correctness(_) => 1,

@@ -312,7 +312,7 @@ impl World {
         for action in actions {
             match action {
                 ShardAction::Send { conn, frame } => {
-                    self.transmit(conn.0, false, frame.into_frame())
+                    self.transmit(conn.0, false, frame.into_frame());
                 }
                 ShardAction::Close { conn, .. } => self.close_from(conn.0, true),
                 ShardAction::Disk(op) => {

@@ -52,7 +52,7 @@ impl World {
         self.queue.push(now + SECOND / 10, Event::Check);
         match self.phase {
             Phase::Safety if self.guest.requests_left == 0 || now > SAFETY_MAX => {
-                self.end_of_faults()
+                self.end_of_faults();
             }
             Phase::Settling { deadline } => {
                 if self.newest_front().is_none() && now % (3 * SECOND) < SECOND / 10 {

@@ -38,7 +38,7 @@ pub(super) fn device(slots: u64) -> (MemDisk, ShardPlace) {
 
 pub(super) fn device_with_log(slots: u64, log_blocks: u64) -> (MemDisk, ShardPlace) {
     let head = (1 << 20) + (64 << 10) + log_blocks * BLOCK;
-    let pages = slots + slots.div_ceil(56);
+    let pages = slots + (slots * 4).div_ceil(56);
     let mut disk = MemDisk::new(head + pages * BLOCK + slots * SLOT_BYTES as u64);
     let how = NodeFormat {
         log_bytes: Some(log_blocks * BLOCK),

@@ -437,6 +437,20 @@ fn many_holes_take_no_slots_and_survive() {
 }
 
 #[test]
+fn a_discard_larger_than_the_node_neither_fails_nor_takes_slots() {
+    let mut rig = Rig::new(4, 1);
+    rig.done(write(0, 0, 1, 1, false));
+    for chunk in 0..40 {
+        rig.store.settled(VOLUME, Token(1), Seq(5));
+        rig.done(zero(chunk, 0, 256, 5, true));
+    }
+    rig.done(StoreRequest::Flush);
+    assert_eq!(rig.store.slots().0, 0);
+    rig.done(write(39, 0, 1, 6, false));
+    assert_eq!(rig.store.slots().0, 1);
+}
+
+#[test]
 fn malformed_requests_are_refused() {
     let mut rig = Rig::new(2, 1);
     let bad = Status::BadRequest;
