@@ -99,12 +99,20 @@ impl<B: Buffer> Store<B> {
                 .collect()
         };
         let changed = sectors(&admitted);
-        if !changed.iter().any(|sector| has_data(*sector)) && matches!(target, Target::None(_)) {
+        if !changed.iter().any(|sector| has_data(*sector)) {
             let mut after = self.states_of(&target);
             changed
                 .iter()
                 .for_each(|sector| after[usize::from(*sector)] = copied(*sector));
-            match self.make_hole(key, &span.key, &target, &after, generation) {
+            // A copy of zeros takes no slot, and gives back one that it empties, as the discard did
+            // where it comes from.
+            let done = match &target {
+                Target::None(_) => self.make_hole(key, &span.key, &target, &after, generation),
+                Target::Slot(slot) => {
+                    self.free_slot(key, &span.key, *slot, &after, generation)
+                }
+            };
+            match done {
                 Err(stop) => return stop.step(),
                 Ok(true) => {
                     self.touched_chunk(&span.key, version);

@@ -150,7 +150,7 @@ impl<B: Buffer> Store<B> {
     }
 
     /// A slot full of zeros is given up, if its versions fit a hole.
-    fn free_slot(
+    pub(super) fn free_slot(
         &mut self,
         key: u64,
         piece: &SlotKey,

@@ -12,8 +12,9 @@ first=$device
 load_start --ioengine=libaio --filename="$device" --size=24m
 for round in 1 2 3; do
 	more_load 4000 "before kill $round"
+	in_flight=$(awk '{ print $1 " reads and " $2 " writes" }' "/sys/block/$(basename "$first")/inflight")
 	front_kill disk
-	say "killed the front with $(cat /sys/block/"$(basename "$first")"/inflight) requests in flight"
+	say "killed the front with about $in_flight in flight"
 	attach disk
 	[ "$device" = "$first" ] || die "recovered as $device instead of $first"
 done

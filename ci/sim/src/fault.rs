@@ -148,8 +148,8 @@ impl World {
         })
     }
 
-    /// Only replicas that lost power before anyone recorded it are left: a double fault that nothing can
-    /// make good (a crash, a cut or the metadata store kept the front from recording the first).
+    /// Only replicas that lost power before anyone recorded it are left in sync: a double fault that
+    /// nothing can make good. The front had not noticed the first when the second took the others.
     pub(crate) fn is_beyond_help(&self) -> bool {
         let Some(map) = self.load_map() else {
             return false;
@@ -192,6 +192,8 @@ impl World {
         for node in 0..self.nodes.len() {
             self.power_cut_node(node);
             self.restart_later(node);
+            // What is lost now may be lost: the history says so.
+            self.nodes[node].suspect_since = None;
         }
         let host = self.fronts.len();
         self.replace_front(host);

@@ -1,5 +1,6 @@
 //! Guests: what they ask, what they see, and the history of it.
 
+use crate::Failure;
 use crate::front::lane_id;
 use crate::swarm::Swarm;
 use crate::verify::Phase;
@@ -339,7 +340,7 @@ impl World {
                 slot.op,
                 self.front_status(front)
             );
-            self.does_not_end(what);
+            self.fail(Failure::Liveness(what));
         }
         if result != Err(GuestError::Fenced) {
             let at = self.queue.now() + self.up_to(self.swarm.think_ns);

@@ -106,6 +106,9 @@ impl World {
                 )
             });
         }
+        if self.is_beyond_help() {
+            self.give_up("only replicas that lost power are in sync");
+        }
     }
 
     pub(crate) fn meta_answers(&mut self, front: FrontIndex, id: MetaId, outcome: MetaOutcome) {

@@ -61,7 +61,7 @@ impl World {
                 match self.unsettled() {
                     None if now + SETTLE_MAX < deadline + SETTLE_MIN => {}
                     None => self.begin_final_reads(),
-                    Some(what) if now > deadline => self.does_not_end(what),
+                    Some(what) if now > deadline => self.fail(Failure::Liveness(what)),
                     Some(_) => {}
                 }
             }
@@ -79,15 +79,12 @@ impl World {
         }
     }
 
-    /// Something that must end does not. After a double fault the run is given up instead: what the
-    /// guest saw until here is judged.
-    pub(crate) fn does_not_end(&mut self, what: String) {
-        if self.is_beyond_help() {
-            self.say(|| format!("given up: {what}"));
+    /// After a double fault a run is given up: what the guest saw until here is judged.
+    pub(crate) fn give_up(&mut self, why: &str) {
+        if !matches!(self.phase, Phase::Inspecting { .. } | Phase::Done) {
+            self.say(|| format!("given up: {why}"));
             self.given_up = true;
             self.phase = Phase::Done;
-        } else {
-            self.fail(Failure::Liveness(what));
         }
     }
 
