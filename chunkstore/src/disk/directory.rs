@@ -35,19 +35,14 @@ pub(super) struct Volume {
 pub(super) struct Directory {
     pub(super) volumes: BTreeMap<VolumeId, Volume>,
     pub(super) holes: BTreeMap<HoleIndex, HoleEntry>,
+    /// Hole numbers given back, and the first that was never used.
     free_holes: Vec<u32>,
+    unused_hole: u32,
+    hole_limit: u32,
     fences: usize,
 }
 
 impl Directory {
-    /// An empty directory with room for `holes` holes.
-    pub(super) fn new(holes: u32) -> Self {
-        Self {
-            free_holes: (0..holes).rev().collect(),
-            ..Self::default()
-        }
-    }
-
     pub(super) fn entry(&self, key: &SlotKey) -> Option<Entry> {
         self.volumes
             .get(&key.volume)?
@@ -140,13 +135,16 @@ impl Directory {
 
     /// A number for a new hole, not yet taken.
     pub(super) fn next_hole(&self) -> Option<HoleIndex> {
-        self.free_holes.last().map(|index| HoleIndex(*index))
+        let unused = (self.unused_hole < self.hole_limit).then_some(self.unused_hole);
+        self.free_holes.last().copied().or(unused).map(HoleIndex)
     }
 
     /// Makes or replaces a hole.
     pub(super) fn set_hole(&mut self, index: HoleIndex, entry: HoleEntry) {
         if self.free_holes.last() == Some(&index.0) {
             self.free_holes.pop();
+        } else if self.unused_hole == index.0 {
+            self.unused_hole += 1;
         }
         self.holes.insert(index, entry);
     }
@@ -157,12 +155,12 @@ impl Directory {
         self.free_holes.push(index.0);
     }
 
-    /// After recovery: `holes` are in use, of `count` that can be.
-    pub(super) fn load_holes(&mut self, holes: BTreeMap<HoleIndex, HoleEntry>, count: u32) {
-        self.free_holes = (0..count)
-            .rev()
-            .filter(|index| !holes.contains_key(&HoleIndex(*index)))
-            .collect();
+    /// After recovery: `holes` are in use, of `limit` that can be.
+    pub(super) fn load_holes(&mut self, holes: BTreeMap<HoleIndex, HoleEntry>, limit: u32) {
+        self.unused_hole = holes.last_key_value().map_or(0, |(index, _)| index.0 + 1);
+        let free = |index: &u32| !holes.contains_key(&HoleIndex(*index));
+        self.free_holes = (0..self.unused_hole).rev().filter(free).collect();
+        self.hole_limit = limit;
         self.holes = holes;
     }
 

@@ -78,7 +78,11 @@ impl Geometry {
     /// Fits as many slots as possible into `bytes` at `start`; `None` if not even one fits.
     #[must_use]
     pub fn fit(start: u64, bytes: u64, log_blocks: u64) -> Option<Self> {
-        let room = bytes.checked_sub(SHARD_HEAD_BYTES + log_blocks.checked_mul(BLOCK)?)?;
+        let room = bytes.checked_sub(
+            log_blocks
+                .checked_mul(BLOCK)?
+                .checked_add(SHARD_HEAD_BYTES)?,
+        )?;
         // Generous first guess, then give slots up until the pages fit too (a handful of rounds).
         let mut slots = (room / (SLOT_BYTES as u64 + BLOCK)).min(SLOTS_MAX);
         loop {

@@ -108,9 +108,7 @@ impl<B: Buffer> Store<B> {
             // where it comes from.
             let done = match &target {
                 Target::None(_) => self.make_hole(key, &span.key, &target, &after, generation),
-                Target::Slot(slot) => {
-                    self.free_slot(key, &span.key, *slot, &after, generation)
-                }
+                Target::Slot(slot) => self.free_slot(key, &span.key, *slot, &after, generation),
             };
             match done {
                 Err(stop) => return stop.step(),

@@ -226,7 +226,7 @@ fn gather(
     replay: &Replay,
     mut report: RecoveryReport,
 ) -> Recovered {
-    let mut directory = Directory::new(0);
+    let mut directory = Directory::default();
     for (volume, fence) in &replay.fences {
         directory.raise(*volume, *fence);
     }
@@ -357,7 +357,7 @@ fn checkpoint(
     if buffer.next() - recovered.superblock.tail > geometry.log_blocks {
         let position = geometry.log_position(start);
         return Err(OpenError::Damaged {
-            what: "the log is overfull,",
+            what: "the log is overfull, and so",
             position,
         });
     }

@@ -121,11 +121,13 @@ impl<B: Buffer> Store<B> {
             && self.log_room(need.pages, need.relogged) >= blocks
     }
 
-    /// Is it time for a checkpoint?
+    /// Is it time for a checkpoint? Tombstones alone can wait for a quiet moment.
     pub(super) fn checkpoint_due(&self) -> bool {
+        let tombstones = self.space.tombstones.len();
         !self.stalled.is_empty()
             || self.log_used() >= self.geometry.log_blocks / 2
             || self.dirty_pages() > self.bounds.dirty_pages / 4 * 3
-            || !self.space.tombstones.is_empty()
+            || (tombstones > 0 && self.ops.len() == 0)
+            || tombstones > self.bounds.tombstones / 2
     }
 }

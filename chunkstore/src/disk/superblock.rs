@@ -58,6 +58,11 @@ impl ShardSuperblock {
             out.put_u64(word);
         }
         out.put(&self.boot.0);
+        // What a program with another idea of the layout must not overlook.
+        let geometry = Geometry::fit(place.start, place.bytes, self.log_blocks);
+        let geometry = geometry.expect("a shard that exists has a geometry");
+        out.put_u32(geometry.slots);
+        out.put_u32(geometry.hole_pages);
         out.resize(BLOCK_BYTES, 0);
         let crc = crc32c(&out);
         out[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
@@ -85,9 +90,10 @@ impl ShardSuperblock {
                 *word = reader.u64()?;
             }
             let boot = BootId(reader.array()?);
-            Some((version, crc, node, shard, clean, bytes, words, boot))
+            let counts = (reader.u32()?, reader.u32()?);
+            Some((version, crc, node, shard, clean, bytes, words, boot, counts))
         })();
-        let Some((version, crc, node, shard, clean, bytes, words, boot)) = parsed else {
+        let Some((version, crc, node, shard, clean, bytes, words, boot, counts)) = parsed else {
             return Ok(None);
         };
         if crc != crc32c(&copy) || node != place.node.0 || shard != place.shard.0 {
@@ -111,6 +117,15 @@ impl ShardSuperblock {
             boot,
             clean,
         };
+        let geometry = Geometry::fit(place.start, place.bytes, log_blocks);
+        if bytes == place.bytes && geometry.is_none_or(|fit| (fit.slots, fit.hole_pages) != counts)
+        {
+            let position = place.start;
+            return Err(OpenError::Damaged {
+                what: "the geometry in the shard superblock is",
+                position,
+            });
+        }
         Ok((bytes == place.bytes).then_some(block))
     }
 
@@ -144,7 +159,7 @@ impl ShardSuperblock {
         let geometry = Geometry::fit(place.start, place.bytes, block.log_blocks)
             .filter(|geometry| geometry.fits(place.bytes))
             .ok_or(OpenError::Damaged {
-                what: "shard superblock",
+                what: "the shard superblock is",
                 position: place.start,
             })?;
         Ok((block, geometry))

@@ -2,6 +2,7 @@
 
 use super::blocking::{Access, FileDisk};
 use super::device::Device;
+use super::pulse::Pulse;
 use super::queues::Queues;
 use super::run::Event;
 use super::shard::{Command, Shard, Shared};
@@ -112,6 +113,9 @@ fn pin_to(core: usize) -> std::io::Result<()> {
 }
 
 async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
+    let _pulse = Pulse::start()
+        .await
+        .map_err(|error| format!("start a thread: {error}"))?;
     let queues = Queues::create();
     let device = Device::open(&setting.path, setting.probe.as_deref()).await;
     let device = device.map_err(|error| format!("open {}: {error}", setting.path.display()))?;

@@ -25,6 +25,7 @@ mod listen;
 pub mod medium;
 mod notify;
 mod peer;
+mod pulse;
 mod queues;
 pub mod run;
 mod shard;

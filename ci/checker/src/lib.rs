@@ -37,6 +37,8 @@
 //! FLUSH or FUA covered. With [`Mode::Flush`] each sector's history is split at the cuts: inside a part
 //! the rules above hold; what a part starts with is one value that the part before may have ended with,
 //! not older than the last write covered before the cut, and it never changes by itself.
+//! What lies across a cut is judged leniently, never wrongly rejected: a read across it is not used, a
+//! write across it may have taken effect on either side.
 //! Without it, `power-cut` is ignored: everything acknowledged must survive.
 //!
 //! # Method and cost

@@ -4,7 +4,7 @@
 //! an in-sync replica on another node that did not (whether it runs or not). When all lose power at
 //! once (a blackout), what was flushed must survive, and the history is judged by that.
 
-use crate::queue::MS;
+use crate::queue::{MS, SECOND};
 use crate::world::{Event, NodeIndex, World};
 use rand::RngExt;
 use ukai_checker::Event as Line;
@@ -89,10 +89,8 @@ impl World {
                 }
             }
             FaultKind::CrashNode => {
-                if let Some(node) = self.any_running_node() {
-                    self.crash_node(node);
-                    self.restart_later(node);
-                }
+                let away = MS + self.up_to(self.swarm.node_away_ns);
+                self.crash_any_node(away);
             }
             FaultKind::PowerCutNode => {
                 if let Some(node) = self.any_running_node()
@@ -177,6 +175,34 @@ impl World {
             host + 1
         };
         self.replace_front(host);
+        // Rarely does one thing fail alone: what the front was doing is on some nodes only, and the next
+        // front has to go on without one of them.
+        if self.swarm.crash_node.is_some() && self.in_256(128) {
+            let away = 6 * SECOND + self.up_to(6 * SECOND);
+            self.crash_any_node(away);
+        }
+    }
+
+    /// Crashes a node, unless it has what another one lost with its power.
+    fn crash_any_node(&mut self, away_ns: u64) {
+        let Some(node) = self.any_running_node() else {
+            return;
+        };
+        let id = self.nodes[node].id;
+        let Some(map) = self.load_map() else { return };
+        let is_needed = (0..map.chunk_count()).map(ChunkIndex).any(|chunk| {
+            let holders: Vec<_> = map.in_sync(chunk).collect();
+            let mut others = self
+                .nodes
+                .iter()
+                .filter(|other| other.id != id && holders.contains(&other.id));
+            holders.contains(&id) && others.any(|other| other.suspect_since.is_some())
+        });
+        if !is_needed {
+            self.crash_node(node);
+            let at = self.queue.now() + away_ns;
+            self.queue.push(at, Event::NodeStart { node });
+        }
     }
 
     fn blackout(&mut self) {

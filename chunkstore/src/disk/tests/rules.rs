@@ -380,6 +380,26 @@ fn the_background_settles_everything_after_a_crash_and_then_rests() {
 }
 
 #[test]
+fn all_intents_of_a_volume_at_rest_close() {
+    let mut rig = Rig::new(150, 1);
+    for chunk in 0..150 {
+        rig.submit(write(chunk, 0, 1, u64::from(chunk) + 1, false));
+    }
+    rig.settle();
+    rig.done(StoreRequest::Flush);
+    rig.store.settled(VOLUME, Token(1), Seq(150));
+    for _ in 0..10 {
+        rig.background();
+        rig.settle();
+    }
+    assert_eq!(rig.store.stats().intents_open, 0);
+    rig.done(StoreRequest::Flush);
+    rig.cut();
+    rig.reopen();
+    assert_eq!((rig.report.intents_open, rig.report.slots_suspect), (0, 0));
+}
+
+#[test]
 fn the_limit_of_open_chunks_closes_what_it_can() {
     let mut rig = Rig::new(200, 1);
     let mut chunk = 0;
