@@ -165,17 +165,19 @@ fn a_lease_taken_by_another_run_expels() {
 }
 
 #[test]
-fn on_request_service_outlives_the_store_but_not_the_session() {
-    let mut world = world(Isolation::Serve);
-    world.control.register().expect("registered");
-    world.session.set_unavailable(true);
-    world.control.renew().expect("waited for");
-    assert_eq!(world.until(), u64::MAX);
-    world.session.set_unavailable(false);
-    world.session.expire();
-    world.control.reopen = Box::new(|| Err(MetaError::Unavailable("down".into())));
-    world.control.renew().expect("waited for");
-    assert_eq!(world.until(), 0);
+fn service_outlives_the_store_and_the_session_unless_told_to_refuse() {
+    for (isolation, until) in [(Isolation::Serve, u64::MAX), (Isolation::Refuse, 0)] {
+        let mut world = world(isolation);
+        world.control.register().expect("registered");
+        world.session.set_unavailable(true);
+        world.control.renew().expect("waited for");
+        assert!(world.until() > 0, "the lease has not run out yet");
+        world.session.set_unavailable(false);
+        world.session.expire();
+        world.control.reopen = Box::new(|| Err(MetaError::Unavailable("down".into())));
+        world.control.renew().expect("waited for");
+        assert_eq!(world.until(), until, "{isolation:?}");
+    }
 }
 
 #[test]
