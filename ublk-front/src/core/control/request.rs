@@ -31,6 +31,8 @@ pub(super) enum Want {
     Copy {
         chunk: ChunkIndex,
     },
+    /// What was copied is durable at the target.
+    SyncFlush,
     /// Repair of one sector.
     Repair,
     /// Replicas deleted on a node.
@@ -308,6 +310,7 @@ impl ControlCore {
             Want::Reconcile { chunk } => self.reconciled(chunk, result, out),
             Want::List { source } => self.listed(now, peer, source, result, header, out),
             Want::Copy { chunk } => self.chunk_copied(now, chunk, result, out),
+            Want::SyncFlush => self.target_flushed(now, result.is_ok(), out),
             Want::Repair => self.repairs_out = self.repairs_out.saturating_sub(1),
             Want::Release(node) => {
                 if result.is_ok() {

@@ -32,6 +32,8 @@ pub(super) enum Stage {
     Listing { left: usize },
     /// Copying.
     Copying,
+    /// FLUSH on all shards of the target: the guest's earlier flushes covered what was copied (I10).
+    Flushing { left: usize },
     /// The transaction "in-sync" is due.
     Finish,
 }
@@ -100,7 +102,7 @@ impl ControlCore {
                 }
             }
             Stage::Copying => self.copy_more(now, out),
-            Stage::Begin | Stage::Listing { .. } | Stage::Finish => {}
+            Stage::Begin | Stage::Listing { .. } | Stage::Flushing { .. } | Stage::Finish => {}
         }
     }
 
@@ -339,7 +341,12 @@ impl ControlCore {
     fn pass_over(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         let Some(sync) = &mut self.sync else { return };
         if sync.redo.is_empty() {
-            sync.stage = Stage::Finish;
+            let node = sync.node;
+            let peers: Vec<PeerIndex> = self.peers_of(node).collect();
+            self.sync_stage(Stage::Flushing { left: peers.len() });
+            for peer in peers {
+                self.ask_plain(now, peer, Opcode::Flush, Want::SyncFlush, out);
+            }
             return;
         }
         sync.passes += 1;
@@ -349,6 +356,18 @@ impl ControlCore {
         }
         sync.todo = std::mem::take(&mut sync.redo);
         self.copy_more(now, out);
+    }
+
+    pub(super) fn target_flushed(&mut self, now: Now, done: bool, out: &mut Vec<ControlAction>) {
+        let Some(sync) = &mut self.sync else { return };
+        let Stage::Flushing { left } = sync.stage else {
+            return; // of an earlier job
+        };
+        match (done, left) {
+            (false, _) => self.sync_failed(now, out),
+            (true, 0 | 1) => sync.stage = Stage::Finish,
+            (true, _) => sync.stage = Stage::Flushing { left: left - 1 },
+        }
     }
 
     /// The next part of what this job has filled that is still joining. `None`: done. Ranges that
