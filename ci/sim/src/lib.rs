@@ -54,7 +54,7 @@ pub struct Options {
     pub canary: Option<Canary>,
     /// The guest also reads what it is still writing. The front does not hold I7 for such reads yet: it
     /// answers them before every replica has the write, and if that replica is lost with the front (or
-    /// while another connection is down) the old value comes back. A few hundred seeds find it.
+    /// while another connection is down) the old value comes back. About one seed in a thousand finds it (1260, 2308).
     pub read_in_flight: bool,
     /// Tell the story on standard error.
     pub verbose: bool,
