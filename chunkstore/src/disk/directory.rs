@@ -133,6 +133,11 @@ impl Directory {
         fence
     }
 
+    /// Holes that can still be made.
+    pub(super) fn holes_left(&self) -> usize {
+        self.free_holes.len() + (self.hole_limit - self.unused_hole) as usize
+    }
+
     /// A number for a new hole, not yet taken.
     pub(super) fn next_hole(&self) -> Option<HoleIndex> {
         let unused = (self.unused_hole < self.hole_limit).then_some(self.unused_hole);

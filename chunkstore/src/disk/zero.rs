@@ -128,7 +128,10 @@ impl<B: Buffer> Store<B> {
         let Some(hole) = Hole::from_states(after.iter().copied(), generation) else {
             return Ok(false);
         };
-        let Some(index) = held.or_else(|| self.directory.next_hole()) else {
+        // Discards of never written pieces leave enough holes for every slot to be given back.
+        let spare = self.directory.holes_left() > self.geometry.slots as usize;
+        let fresh = self.directory.next_hole().filter(|_| spare);
+        let Some(index) = held.or(fresh) else {
             return Ok(false);
         };
         let record = Record::Hole {

@@ -471,6 +471,19 @@ fn a_discard_larger_than_the_node_neither_fails_nor_takes_slots() {
 }
 
 #[test]
+fn discards_of_nothing_leave_holes_for_every_slot_to_be_given_back() {
+    let mut rig = Rig::new(4, 1);
+    for chunk in 0..4 {
+        rig.done(write(chunk, 0, 1, 1, false));
+    }
+    for chunk in (4..60).chain(0..4) {
+        rig.store.settled(VOLUME, Token(1), Seq(5));
+        rig.done(zero(chunk, 0, 256, 5, true));
+    }
+    assert_eq!(rig.store.slots().0, 0);
+}
+
+#[test]
 fn malformed_requests_are_refused() {
     let mut rig = Rig::new(2, 1);
     let bad = Status::BadRequest;

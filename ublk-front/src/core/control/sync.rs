@@ -325,10 +325,18 @@ impl ControlCore {
                     );
                 }
             }
-            Ok(Err(_)) | Err(_) => {
+            failed => {
                 sync.todo.insert(chunk);
                 sync.failures += 1;
-                if sync.failures > FAILURES_MAX {
+                let (node, give_up) = (sync.node, sync.failures > FAILURES_MAX);
+                if let Err(status) = failed {
+                    let text = format!(
+                        "node {}: a chunk cannot be copied: {status}",
+                        self.name(node)
+                    );
+                    self.note(text, out);
+                }
+                if give_up {
                     self.sync_failed(now, out);
                     return;
                 }
