@@ -27,6 +27,8 @@ struct World {
     seen: Vec<(PeerIndex, Opcode, ChunkIndex)>,
     pulls: Vec<(PeerIndex, ChunkIndex, Pull)>,
     meta_down: bool,
+    /// The volume's records are gone.
+    deleted: bool,
     orders: Vec<LaneOrder>,
     /// The one lane answers orders at once unless told not to.
     lane_stuck: bool,
@@ -50,6 +52,7 @@ impl World {
             seen: Vec::new(),
             pulls: Vec::new(),
             meta_down: false,
+            deleted: false,
             orders: Vec::new(),
             lane_stuck: false,
             ready: false,
@@ -98,7 +101,9 @@ impl World {
             }
             ControlAction::MetaLoad(id) => {
                 let nodes = vec![record(A, "a"), record(B, "b"), record(C, "c")];
-                let outcome = if self.meta_down {
+                let outcome = if self.deleted {
+                    MetaOutcome::NoVolume
+                } else if self.meta_down {
                     MetaOutcome::Failed(MetaError::Unavailable("down".into()).into())
                 } else {
                     MetaOutcome::Loaded(Box::new((self.map.clone(), nodes)))
@@ -473,6 +478,15 @@ fn a_lane_that_ends_says_nothing_about_nodes() {
         (world.state(A), world.state(B)),
         (Some(ReplicaState::InSync), Some(ReplicaState::InSync))
     );
+}
+
+#[test]
+fn a_volume_deleted_while_attached_stops_this_front() {
+    let mut world = World::serving();
+    world.deleted = true;
+    world.event(ControlEvent::MapChanged);
+    assert_eq!(world.ended, Some(Err(ControlError::NoVolume)));
+    assert!(matches!(world.orders.last(), Some(LaneOrder::Fail)));
 }
 
 #[test]
