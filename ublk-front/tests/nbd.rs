@@ -219,6 +219,23 @@ fn nodes_that_speak_nonsense_or_are_others_do_no_harm() {
 }
 
 #[test]
+fn a_node_that_does_not_serve_for_a_moment_gets_the_write_again() {
+    for nodes in [1, 2] {
+        let cluster = Cluster::new(nodes);
+        let front = cluster.attach(&[]);
+        let mut client = NbdClient::connect(&front.socket(), false).unwrap();
+        client.write(0, &pattern(1, 4096));
+        for seed in 2..5 {
+            let data = pattern(seed, 4096);
+            cluster.nodes[0].refuse_a_write();
+            client.write(0, &data);
+            assert!(client.read(0, 4096) == data);
+        }
+        client.disconnect();
+    }
+}
+
+#[test]
 fn junk_and_vanishing_clients_do_no_harm() {
     let cluster = Cluster::new(1);
     let front = cluster.attach(&[]);

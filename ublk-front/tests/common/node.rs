@@ -37,6 +37,7 @@ struct Inner {
     down: AtomicBool,
     corrupt_reads: AtomicBool,
     junk: AtomicBool,
+    stopping: AtomicBool,
     impostor: AtomicBool,
     addresses: Vec<SocketAddr>,
 }
@@ -56,6 +57,7 @@ impl FakeNode {
             down: AtomicBool::new(false),
             corrupt_reads: AtomicBool::new(false),
             junk: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             impostor: AtomicBool::new(false),
             addresses: listeners
                 .iter()
@@ -113,6 +115,11 @@ impl FakeNode {
     /// Answers the next request with bytes that are no frame.
     pub fn junk(&self) {
         self.0.junk.store(true, Ordering::SeqCst);
+    }
+
+    /// Answers the next write like a node that stops.
+    pub fn refuse_a_write(&self) {
+        self.0.stopping.store(true, Ordering::SeqCst);
     }
 
     /// Says in HELLO that it is another node.
@@ -234,6 +241,9 @@ impl Inner {
             content.fenced = content.fenced.max(header.token);
         } else if header.token < content.fenced {
             return Frame::bare(header.reply(Status::StaleToken));
+        }
+        if header.opcode == Opcode::Write && self.stopping.swap(false, Ordering::SeqCst) {
+            return Frame::bare(header.reply(Status::Stopping));
         }
         let ok = header.reply(Status::Ok);
         let range =

@@ -96,14 +96,20 @@ impl PeerSockets {
         }
     }
 
-    /// Time passes: connect what is due, give up attempts that take too long.
+    /// Time passes: connect what is due, give up attempts that take too long, close what nothing in the
+    /// kernel keeps open.
     pub fn tick(&mut self, now: Now, holds: &mut Holds, events: &mut impl PeerEvents) {
         for (index, link) in self.links.iter_mut().enumerate() {
+            #[allow(clippy::cast_possible_truncation)] // at most u16::MAX links
+            let peer = PeerIndex(index as u32);
             if link.overdue(now) {
-                #[allow(clippy::cast_possible_truncation)] // at most u16::MAX links
-                let peer = PeerIndex(index as u32);
                 link.shut(peer, "no answer to connect or HELLO in time", holds);
                 mark(&mut self.dirty, peer);
+            }
+            // A connection that the lane gave up on over a frame that had just arrived has no operation
+            // in the kernel whose completion would close it.
+            if link.finish_closing(now, holds) {
+                events.down(peer);
             }
         }
         self.poll_links(now, events);
