@@ -2,6 +2,7 @@
 
 use crate::place::PlaceArg;
 use crate::range::RangeArg;
+use crate::scrub::rate::RateArg;
 use crate::units::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -13,7 +14,8 @@ use std::path::PathBuf;
     version,
     after_help = "Exit codes: 0 done; 1 refused or failed; 2 malformed command line, size, range or name; \
                   3 metadata store unreachable; 4 no such volume, node or file; \
-                  5 in use (name taken, attached, changed by someone else meanwhile).\n\
+                  5 in use (name taken, attached, changed by someone else meanwhile); \
+                  6 a scrub left faults as they are.\n\
                   Sizes: 10GiB, 1.5TiB, 4096 (bytes). Ranges: 0-64GiB (end not included), 64GiB- (to the end), \
                   chunks:0-15 (both included), all."
 )]
@@ -39,6 +41,8 @@ pub(crate) enum Noun {
     /// Storage nodes
     #[command(subcommand)]
     Node(NodeVerb),
+    /// Verify a volume's data on all its nodes, compare the replicas, repair what is wrong
+    Scrub(Scrub),
     /// Counters of a volume: of its front, if it is attached, and of its nodes
     Stats(VolumeName),
 }
@@ -82,6 +86,24 @@ pub(crate) struct VolumeName {
     /// The volume's name
     #[arg(value_name = "VOLUME")]
     pub(crate) volume: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Scrub {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    /// Only this part
+    #[arg(long, default_value = "all")]
+    pub(crate) range: RangeArg,
+    /// How much each node may read per second
+    #[arg(long, default_value = "200MiB/s", value_name = "SIZE/s")]
+    pub(crate) rate: RateArg,
+    /// Repair what can be repaired (the default)
+    #[arg(long, conflicts_with = "no_repair")]
+    pub(crate) repair: bool,
+    /// Only look
+    #[arg(long, visible_alias = "dry-run")]
+    pub(crate) no_repair: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

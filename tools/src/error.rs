@@ -9,6 +9,7 @@
 //! | 3 | the metadata store cannot be reached |
 //! | 4 | no such volume, node, site or file |
 //! | 5 | in use: name taken, volume attached, or someone else changed it at the same time |
+//! | 6 | a scrub found faults that are not repaired |
 
 use std::fmt;
 use ukai_meta::{CommitError, MetaError};
@@ -21,6 +22,7 @@ pub(crate) enum Kind {
     Unreachable = 3,
     NotFound = 4,
     Busy = 5,
+    Damaged = 6,
 }
 
 impl Kind {
@@ -31,6 +33,7 @@ impl Kind {
             Self::Unreachable => "metadata-unreachable",
             Self::NotFound => "not-found",
             Self::Busy => "busy",
+            Self::Damaged => "damaged",
         }
     }
 }
@@ -72,6 +75,10 @@ impl ToolError {
 
     pub(crate) fn busy(what: impl Into<String>) -> Self {
         Self::new(Kind::Busy, what)
+    }
+
+    pub(crate) fn damaged(what: impl Into<String>) -> Self {
+        Self::new(Kind::Damaged, what)
     }
 
     /// The advice; replaces an earlier, more general one.
@@ -154,6 +161,7 @@ mod tests {
         );
         assert_eq!(ToolError::not_found("x").code(), 4);
         assert_eq!(ToolError::busy("x").code(), 5);
+        assert_eq!(ToolError::damaged("x").code(), 6);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod image;
 mod place;
 mod progress;
 mod range;
+mod scrub;
 mod table;
 mod units;
 

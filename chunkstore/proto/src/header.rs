@@ -132,7 +132,9 @@ impl Flags {
     pub const ZEROES: Flags = Flags(16);
     /// The list goes on; ask again from the last entry + 1 (list replies).
     pub const MORE: Flags = Flags(32);
-    const KNOWN: u8 = 63;
+    /// Read the data and compare it with its checksums before the states are told (LIST).
+    pub const VERIFY: Flags = Flags(64);
+    const KNOWN: u8 = 127;
 
     /// Is every bit of `other` set?
     #[must_use]

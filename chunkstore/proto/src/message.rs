@@ -223,6 +223,10 @@ pub enum PullMode {
     /// Become equal to the source: every sector that differs is taken, also where this node holds a
     /// *newer* version, unless that version is above the ceiling (written since the join began).
     Mirror = 2,
+    /// Take what is newer at the source, and what is bad here and good there, but for a bad sector
+    /// never anything *older*: the write that went bad may not have reached the source yet. For use
+    /// while a front writes (read repair, scrub).
+    Repair = 3,
 }
 
 /// Order to a node: fetch the header's range of the chunk (whole chunk allowed: no payload is
@@ -289,6 +293,7 @@ impl Pull {
         let mode = match raw.mode {
             1 => PullMode::Newer,
             2 => PullMode::Mirror,
+            3 => PullMode::Repair,
             _ => return Err(error),
         };
         let count = usize::from(raw.address_count);
@@ -546,6 +551,10 @@ counters!(
         log_bytes,
         /// Checkpoints completed.
         checkpoints,
+        /// Of the sectors taken from peers, those that are zeros and moved no data.
+        pulled_zeroes,
+        /// Sectors whose data was read to verify it (LIST with VERIFY).
+        verified_sectors,
     }
 );
 

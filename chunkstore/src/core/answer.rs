@@ -26,10 +26,14 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         match op {
             Op::Client(request) => self.client_reply(now, request, reply, out),
             Op::ListPart { list, offset } => self.list_part(now, list, offset, reply, out),
-            Op::CopyPut { order, piece } => {
+            Op::CopyPut {
+                order,
+                piece,
+                zeroes,
+            } => {
                 let applied = match reply {
                     StoreReply::Done { applied } => {
-                        self.counters.pulled(applied);
+                        self.counters.pulled(applied, zeroes);
                         Ok(applied)
                     }
                     StoreReply::Failed { status, .. } => Err(status),
@@ -101,6 +105,9 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         match reply {
             StoreReply::List(states) => {
                 list.states[offset..offset + states.len()].copy_from_slice(&states);
+                if list.verify {
+                    self.counters.verified(&states);
+                }
             }
             StoreReply::Failed { status, sector } => {
                 list.failed.get_or_insert((status, sector));
@@ -109,6 +116,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         }
         list.parts_left -= 1;
         if list.parts_left > 0 {
+            self.list_next(id);
             return;
         }
         let Some(list) = self.lists.remove(&id) else {
@@ -125,8 +133,25 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             (ListOwner::Client(request), None) => {
                 let service_ns = now.saturating_sub(request.admitted);
                 let aux = sector_states(service_ns, list.states.into_iter());
-                self.done(now, request, aux, Flags::NONE, OutData::None, out);
+                self.listed(request, aux, out);
             }
+        }
+    }
+
+    /// States to a client, with what the front has told to be settled meanwhile.
+    fn listed(&mut self, request: Request, aux: Vec<u8>, out: &mut Vec<ShardAction<B>>) {
+        let header = &request.header;
+        self.counters
+            .answered(header.opcode, Status::Ok, header.count);
+        if self.sessions.answered(request.conn, header) {
+            let mut reply = header.reply(Status::Ok);
+            let settled = self.store.settled_up_to(header.volume);
+            if settled.token == header.token {
+                reply.seq = settled.seq;
+            }
+            let frame = OutFrame::new(reply, aux, OutData::None);
+            let conn = request.conn;
+            out.push(ShardAction::Send { conn, frame });
         }
     }
 

@@ -3,17 +3,16 @@
 use super::event::{OutData, ShardAction};
 use super::gate::Rule;
 use super::session::{SLOT, check_shape};
-use super::shard::{List, ListOwner, Op, Request, ShardCore};
+use super::shard::{List, ListId, ListOwner, Op, Request, ShardCore};
 use super::storage::Storage;
 use crate::disk::api::{OpId, SectorRange, StoreRequest};
+use std::collections::VecDeque;
 use ukai_proto::crc::sector_crcs;
 use ukai_proto::limits::{CHUNK_LIST_MAX, SEQ_MAX};
 use ukai_proto::message::{
     INVENTORY_MAX, Pull, SectorState, inventory, read_chunk_ranges, read_crc_table,
 };
-use ukai_proto::{
-    Buffer, ChunkIndex, Flags, Frame, Header, Opcode, SectorInChunk, Seq, Status, VolumeId,
-};
+use ukai_proto::{Buffer, Flags, Frame, Header, Opcode, SectorInChunk, Seq, Status};
 
 impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
     /// Start an admitted request, or say why not.
@@ -98,13 +97,8 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             },
             Opcode::DeleteVolume => StoreRequest::DeleteVolume { volume },
             Opcode::List => {
-                self.list(
-                    ListOwner::Client(request),
-                    volume,
-                    header.chunk,
-                    header.sector,
-                    header.count,
-                );
+                let verify = header.flags.has(Flags::VERIFY);
+                self.list(ListOwner::Client(request), range, verify);
                 return Ok(());
             }
             Opcode::Pull => {
@@ -204,35 +198,50 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         self.store.submit(id, request, &mut self.store_out);
     }
 
-    /// Ask the store for the states of any range, slot by slot.
-    pub(super) fn list(
-        &mut self,
-        owner: ListOwner,
-        volume: VolumeId,
-        chunk: ChunkIndex,
-        first: SectorInChunk,
-        count: u16,
-    ) {
+    /// Ask the store for the states of any range, slot by slot: all at once, or, if the data is to be
+    /// verified, one after the other.
+    pub(super) fn list(&mut self, owner: ListOwner, range: SectorRange, verify: bool) {
         let list = self.next_op;
         self.next_op += 1;
-        let parts: Vec<(u16, u16)> = slots_of(first.0, count).collect();
+        let parts: VecDeque<(usize, SectorRange)> = slots_of(range.sector.0, range.count)
+            .map(|(sector, count)| {
+                let part = SectorRange {
+                    sector: SectorInChunk(sector),
+                    count,
+                    ..range
+                };
+                (usize::from(sector - range.sector.0), part)
+            })
+            .collect();
+        let at_once = if verify { 1 } else { parts.len() };
         let pending = List {
             owner,
-            states: vec![SectorState::UNWRITTEN; count.into()],
+            states: vec![SectorState::UNWRITTEN; range.count.into()],
             parts_left: parts.len(),
+            verify,
+            parts_waiting: parts,
             failed: None,
         };
         self.lists.insert(list, pending);
-        for (sector, count) in parts {
-            let offset = usize::from(sector - first.0);
-            let range = SectorRange {
-                volume,
-                chunk,
-                sector: SectorInChunk(sector),
-                count,
-            };
-            self.submit(Op::ListPart { list, offset }, StoreRequest::List(range));
+        for _ in 0..at_once {
+            self.list_next(list);
         }
+    }
+
+    /// The next part of a LIST that waits, if any does.
+    pub(super) fn list_next(&mut self, list: ListId) {
+        let Some(pending) = self.lists.get_mut(&list) else {
+            return;
+        };
+        let Some((offset, part)) = pending.parts_waiting.pop_front() else {
+            return;
+        };
+        let request = if pending.verify {
+            StoreRequest::Verify(part)
+        } else {
+            StoreRequest::List(part)
+        };
+        self.submit(Op::ListPart { list, offset }, request);
     }
 }
 

@@ -117,6 +117,8 @@ fn payload_bytes(header: &Header) -> usize {
         Opcode::Read | Opcode::ReadVersioned | Opcode::Write => {
             usize::from(header.count) * SECTOR_BYTES
         }
+        // Read, though not sent.
+        Opcode::List if header.flags.has(Flags::VERIFY) => usize::from(header.count) * SECTOR_BYTES,
         _ => 0,
     }
 }

@@ -8,9 +8,9 @@ use super::gate::Gate;
 use super::session::{Sessions, greet};
 use super::stats::Counters;
 use super::storage::Storage;
-use crate::disk::api::{OpId, StoreAction, StoreRequest};
+use crate::disk::api::{OpId, SectorRange, StoreAction, StoreRequest};
 use crate::disk::store::Store;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use ukai_proto::message::SectorState;
 use ukai_proto::{Buffer, Flags, Frame, Header, Opcode, SectorInChunk, Status};
 
@@ -29,8 +29,16 @@ pub(super) type ListId = u64;
 #[derive(Debug)]
 pub(super) enum Op {
     Client(Request),
-    ListPart { list: ListId, offset: usize },
-    CopyPut { order: OrderId, piece: PieceId },
+    ListPart {
+        list: ListId,
+        offset: usize,
+    },
+    CopyPut {
+        order: OrderId,
+        piece: PieceId,
+        /// It brings no data.
+        zeroes: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -45,6 +53,10 @@ pub(super) struct List {
     pub(super) owner: ListOwner,
     pub(super) states: Vec<SectorState>,
     pub(super) parts_left: usize,
+    /// Read and verify, one slot after the other: a scrub is not to crowd the device.
+    pub(super) verify: bool,
+    /// Parts that are not asked for yet: offset in `states`, and range.
+    pub(super) parts_waiting: VecDeque<(usize, SectorRange)>,
     pub(super) failed: Option<(Status, SectorInChunk)>,
 }
 
@@ -295,7 +307,13 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             } => {
                 if let Some(header) = self.copies.header(order) {
                     let (volume, chunk) = (header.volume, header.chunk);
-                    self.list(ListOwner::Copy(order), volume, chunk, first, count);
+                    let range = SectorRange {
+                        volume,
+                        chunk,
+                        sector: first,
+                        count,
+                    };
+                    self.list(ListOwner::Copy(order), range, false);
                 }
             }
             CopyAction::Put {
@@ -315,6 +333,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                         .put_done(now, order, piece, Err(status), &mut self.copy_out);
                     return;
                 }
+                let zeroes = data.is_none();
                 let request = StoreRequest::Put {
                     range,
                     states,
@@ -322,7 +341,12 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                     generation: header.generation,
                     admit,
                 };
-                self.submit(Op::CopyPut { order, piece }, request);
+                let op = Op::CopyPut {
+                    order,
+                    piece,
+                    zeroes,
+                };
+                self.submit(op, request);
             }
             CopyAction::Finished { order, result } => {
                 let Some(request) = self.pulls.remove(&order) else {

@@ -1,7 +1,7 @@
 //! Counters of a shard.
 
 use ukai_proto::limits::SECTOR_BYTES;
-use ukai_proto::message::ShardStats;
+use ukai_proto::message::{SectorState, ShardStats};
 use ukai_proto::{Opcode, Status};
 
 /// What the core counts itself; the store adds space, log and checksum counters.
@@ -32,7 +32,16 @@ impl Counters {
     }
 
     /// A copy stored sectors.
-    pub(super) fn pulled(&mut self, sectors: u16) {
+    pub(super) fn pulled(&mut self, sectors: u16, zeroes: bool) {
         self.stats.pulled_sectors += u64::from(sectors);
+        if zeroes {
+            self.stats.pulled_zeroes += u64::from(sectors);
+        }
+    }
+
+    /// The data of these sectors was read and compared with its checksums.
+    pub(super) fn verified(&mut self, states: &[SectorState]) {
+        let written = states.iter().filter(|s| s.flags & SectorState::ZERO == 0);
+        self.stats.verified_sectors += written.count() as u64;
     }
 }

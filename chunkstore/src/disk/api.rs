@@ -37,6 +37,8 @@ pub enum StoreRequest<B> {
     ReadVersioned(SectorRange),
     /// States only.
     List(SectorRange),
+    /// Read, verify, and tell the states alone. In the background: see [`super::store::Store::in_background`].
+    Verify(SectorRange),
     /// Put `data` if `version` is newer, sector by sector.
     Write {
         /// Where.
@@ -122,6 +124,8 @@ pub enum StoreRequest<B> {
 pub enum PutRule {
     /// The copy's version is higher, or the held one is BAD (or ADOPTED with the same version).
     Newer,
+    /// The copy's version is higher, or the same and the held one is BAD (or ADOPTED).
+    Repair,
     /// The held version is at or below the ceiling and differs.
     Mirror(Version),
 }
@@ -154,7 +158,7 @@ pub enum StoreReply<B> {
         /// Content.
         data: ReadData<B>,
     },
-    /// LIST.
+    /// LIST, and Verify.
     List(Vec<SectorState>),
     /// Everything else that went well. For `Put`: sectors that were applied.
     Done {
@@ -290,6 +294,8 @@ pub trait StoreView {
     fn inventory(&self, after: VolumeId, limit: usize) -> (Vec<InventoryEntry>, bool);
     /// The front said that every replica has every write up to (token, seq).
     fn settled(&mut self, volume: VolumeId, token: Token, seq: Seq);
+    /// Up to where that was said last.
+    fn settled_up_to(&self, volume: VolumeId) -> Version;
     /// (used, total) slots.
     fn slots(&self) -> (u64, u64);
 }

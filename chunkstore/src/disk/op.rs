@@ -55,6 +55,8 @@ pub(super) enum Kind<B> {
     Read {
         span: Span,
         versioned: bool,
+        /// The states are all that is wanted, and nobody is in a hurry.
+        verify: bool,
         states: Vec<SectorState>,
         gather: Option<Vec<u8>>,
     },
@@ -111,12 +113,21 @@ impl<B: Buffer> Kind<B> {
             StoreRequest::Read(range) => Self::Read {
                 span: Span::new(&range)?,
                 versioned: false,
+                verify: false,
                 states: Vec::new(),
                 gather: None,
             },
             StoreRequest::ReadVersioned(range) => Self::Read {
                 span: Span::new(&range)?,
                 versioned: true,
+                verify: false,
+                states: Vec::new(),
+                gather: None,
+            },
+            StoreRequest::Verify(range) => Self::Read {
+                span: Span::new(&range)?,
+                versioned: true,
+                verify: true,
                 states: Vec::new(),
                 gather: None,
             },

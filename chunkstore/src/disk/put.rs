@@ -19,6 +19,12 @@ fn admits(rule: PutRule, copy: &SectorState, held: &SectorState) -> bool {
     }
     match rule {
         PutRule::Mirror(ceiling) => held.version <= ceiling,
+        PutRule::Repair => {
+            let weak = held.flags & SectorState::BAD != 0
+                || (held.flags & SectorState::ADOPTED != 0
+                    && (copy.flags & SectorState::ADOPTED == 0 || copy.crc > held.crc));
+            copy.version > held.version || (copy.version == held.version && weak)
+        }
         PutRule::Newer => {
             // Two adopted contents of one version: both are legal, but both sides must choose the same.
             let adopted = held.flags & SectorState::ADOPTED != 0
@@ -216,6 +222,17 @@ mod tests {
         assert!(
             !newer(state(1, 2, adopted), state(1, 3, adopted)),
             "both sides choose the same"
+        );
+        let repair = |copy, held| admits(PutRule::Repair, &copy, &held);
+        assert!(repair(state(2, 2, 0), state(2, 2, SectorState::BAD)));
+        assert!(repair(state(3, 1, 0), state(2, 2, SectorState::BAD)));
+        assert!(
+            !repair(state(1, 1, 0), state(2, 2, SectorState::BAD)),
+            "the source has not got write 2 yet"
+        );
+        assert!(
+            !repair(state(2, 2, 0), state(3, 3, 0)),
+            "a newer write came between"
         );
         let mirror = |copy, held| {
             admits(

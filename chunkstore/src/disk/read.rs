@@ -1,6 +1,6 @@
-//! READ, READ_VERSIONED and LIST.
+//! READ, READ_VERSIONED, LIST, and the verifying of scrub.
 
-use super::api::{DiskOp, ReadData, StoreAction, StoreReply};
+use super::api::{DiskOp, IoId, ReadData, StoreAction, StoreReply};
 use super::directory::Entry;
 use super::layout::{BLOCK_BYTES_U32, SlotIndex};
 use super::op::{Io, Kind, Op, Span};
@@ -47,13 +47,18 @@ impl<B: Buffer> Store<B> {
             }
         };
         let Kind::Read {
-            versioned, states, ..
+            versioned,
+            verify,
+            states,
+            ..
         } = &mut op.kind
         else {
             return Step::Reply(StoreReply::List(held));
         };
         if held.iter().all(|state| is(state, SectorState::ZERO)) {
-            return Step::Reply(if *versioned {
+            return Step::Reply(if *verify {
+                StoreReply::List(held)
+            } else if *versioned {
                 StoreReply::ReadVersioned {
                     states: held,
                     data: ReadData::Zeroes,
@@ -101,6 +106,17 @@ impl<B: Buffer> Store<B> {
         }));
     }
 
+    /// Is this device operation for somebody who is in no hurry (scrub)? Asked by the shell right after
+    /// the operation was emitted, to give it few shares.
+    #[must_use]
+    pub fn in_background(&self, io: IoId) -> bool {
+        let (Some(Io::Read { op }) | Some(Io::ReadSector { op, .. })) = self.ios.get(io.0) else {
+            return false;
+        };
+        let kind = self.ops.get(*op).map(|op| &op.kind);
+        matches!(kind, Some(Kind::Read { verify: true, .. }))
+    }
+
     /// The device answered a read.
     pub(super) fn data_read(&mut self, key: u64, read: Option<B>, out: &mut Vec<StoreAction<B>>) {
         let mut op = self.ops.lend(key).expect("the request waits for its data");
@@ -108,6 +124,7 @@ impl<B: Buffer> Store<B> {
         let Kind::Read {
             span,
             versioned,
+            verify,
             states,
             gather,
         } = &mut op.kind
@@ -142,7 +159,9 @@ impl<B: Buffer> Store<B> {
                 found_bad.push(sector);
             }
         }
-        let data = if zeros {
+        let data = if *verify {
+            ReadData::Zeroes // not wanted
+        } else if zeros {
             // What lies below zeros is nobody's business.
             let mut owned = data.as_slice().to_vec();
             for (state, content) in states.iter().zip(owned.chunks_exact_mut(SECTOR_BYTES)) {
@@ -155,7 +174,7 @@ impl<B: Buffer> Store<B> {
             ReadData::Buffer(data)
         };
         let span = *span;
-        let reply = Self::read_reply(span, *versioned, states, data, Status::BadCrc);
+        let reply = Self::read_reply(span, (*versioned, *verify), states, data, Status::BadCrc);
         self.mark_bad(&span, &found_bad);
         self.ops.give_back(key, op);
         self.reply(key, reply, out);
@@ -174,6 +193,7 @@ impl<B: Buffer> Store<B> {
         let Kind::Read {
             span,
             versioned,
+            verify,
             states,
             gather,
         } = &mut op.kind
@@ -200,7 +220,7 @@ impl<B: Buffer> Store<B> {
             .map(|(sector, _)| sector)
             .collect();
         let span = *span;
-        let reply = Self::read_reply(span, *versioned, states, data, Status::IoError);
+        let reply = Self::read_reply(span, (*versioned, *verify), states, data, Status::IoError);
         self.mark_bad(&span, &bad);
         self.ops.give_back(key, op);
         self.reply(key, reply, out);
@@ -208,12 +228,15 @@ impl<B: Buffer> Store<B> {
 
     fn read_reply(
         span: Span,
-        versioned: bool,
+        (versioned, verify): (bool, bool),
         states: &mut Vec<SectorState>,
         data: ReadData<B>,
         status: Status,
     ) -> StoreReply<B> {
         let states = std::mem::take(states);
+        if verify {
+            return StoreReply::List(states);
+        }
         if versioned {
             return StoreReply::ReadVersioned { states, data };
         }

@@ -64,6 +64,11 @@ impl<B> StoreView for Store<B> {
         }
     }
 
+    fn settled_up_to(&self, volume: VolumeId) -> Version {
+        let held = self.directory.volumes.get(&volume);
+        held.map_or(Version::ZERO, |held| held.settled)
+    }
+
     fn slots(&self) -> (u64, u64) {
         let used = self.directory.volumes.values().map(|held| held.slots).sum();
         (used, self.geometry.slots.into())

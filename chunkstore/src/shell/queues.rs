@@ -8,7 +8,7 @@ use std::time::Duration;
 pub(super) struct Queues {
     /// Connections of fronts, turns, device operations.
     pub(super) data: TaskQueueHandle,
-    /// Connections to and from peers that copy: a twentieth of the core when it is contended.
+    /// Connections to and from peers that copy, reads of a scrub: a twentieth of the core when it is contended.
     pub(super) copy: TaskQueueHandle,
 }
 

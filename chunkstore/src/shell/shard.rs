@@ -10,7 +10,7 @@ use super::peer;
 use super::queues::Queues;
 use super::stream::adopt_listener;
 use crate::core::{ConnId, PeerId, ShardAction, ShardCore, ShardEvent};
-use crate::disk::api::StoreView;
+use crate::disk::api::{DiskOp, StoreView};
 use glommio::net::TcpStream;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -166,7 +166,16 @@ impl Shard {
                 }
                 ShardAction::Disk(op) => {
                     let shard = self.clone();
-                    self.spawn(self.queues.data, async move {
+                    let scrub = match &op {
+                        DiskOp::Read { io, .. } => self.core.borrow().store().in_background(*io),
+                        _ => false,
+                    };
+                    let queue = if scrub {
+                        self.queues.copy
+                    } else {
+                        self.queues.data
+                    };
+                    self.spawn(queue, async move {
                         let (io, result) = shard.device.run(op).await;
                         shard.push(ShardEvent::DiskDone { io, result });
                     });

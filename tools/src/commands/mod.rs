@@ -17,6 +17,7 @@ mod volume_show;
 use crate::cli::{Cli, ClusterVerb, NodeVerb, Noun, VolumeVerb};
 use crate::context::Context;
 use crate::error::Result;
+use crate::scrub;
 
 /// Does what the command line says.
 pub(crate) fn run(cli: Cli) -> Result<()> {
@@ -47,6 +48,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             NodeVerb::Undrain(name) => drain::set(context, &name.node, false),
             NodeVerb::Ping(args) => ping::ping(context, &args),
         },
+        Noun::Scrub(args) => scrub::scrub(context, &args),
         Noun::Stats(name) => stats::stats(context, &name.volume),
     }
 }

@@ -1,5 +1,6 @@
 //! A node's shards as far as the tools speak with them.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,10 +8,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use ukai_meta::NodeRecord;
 use ukai_proto::decode::VecDecoder;
-use ukai_proto::message::{Hello, InventoryEntry, Role, ShardStats, inventory};
+use ukai_proto::message::{
+    Hello, InventoryEntry, Pull, Pulled, Role, SectorState, ShardStats, chunk_list, inventory,
+    sector_states,
+};
+use ukai_proto::route::shard_of;
 use ukai_proto::{
-    ClusterId, Flags, Frame, Generation, Header, Incarnation, NodeId, Opcode, ShardIndex, Status,
-    Token, VolumeId,
+    ChunkIndex, ClusterId, Flags, Frame, Generation, Header, Incarnation, NodeId, Opcode, Seq,
+    ShardIndex, Status, Token, VolumeId,
 };
 
 /// What the node holds, and what it was told.
@@ -24,6 +29,19 @@ pub struct Held {
     pub refuse: Option<Status>,
     /// Entries per INVENTORY page.
     pub inventory_page: usize,
+    /// States of sectors by (chunk, sector), for LIST; chunks that have some are told as written.
+    pub states: BTreeMap<(u32, u16), SectorState>,
+    /// The front's settled sequence, as LIST tells it.
+    pub settled: u64,
+    /// PULLs: chunk, first sector, count, order.
+    pub pulls: Vec<(u32, u16, u16, Pull)>,
+    /// What a PULL brings, by (chunk, sector).
+    pub heals: BTreeMap<(u32, u16), SectorState>,
+    /// So many LISTs are answered StaleMap first.
+    pub stale_lists: u32,
+    /// LISTs with VERIFY, and FLUSHes.
+    pub verified: u32,
+    pub flushes: u32,
     /// The cluster it says it belongs to, if another.
     pub other_cluster: Option<ClusterId>,
 }
@@ -193,6 +211,50 @@ fn answer(
                 header.flags = header.flags.with(Flags::MORE);
             }
             Frame::new(header, inventory(&entries), None)
+        }
+        Opcode::WrittenSince => {
+            let chunks = held.states.keys().map(|(chunk, _)| ChunkIndex(*chunk));
+            let mut chunks: Vec<ChunkIndex> = chunks
+                .filter(|chunk| {
+                    *chunk >= header.chunk && shard_of(header.volume, *chunk, 2) == shard
+                })
+                .collect();
+            chunks.dedup();
+            Frame::new(reply(Status::Ok), chunk_list(&chunks), None)
+        }
+        Opcode::List => {
+            assert_eq!(shard_of(header.volume, header.chunk, 2), shard, "routing");
+            if held.stale_lists > 0 {
+                held.stale_lists -= 1;
+                return Frame::bare(reply(Status::StaleMap));
+            }
+            held.verified += u32::from(header.flags.has(Flags::VERIFY));
+            let first = header.sector.0;
+            let states = (first..first + header.count).map(|sector| {
+                let state = held.states.get(&(header.chunk.0, sector));
+                state.copied().unwrap_or(SectorState::UNWRITTEN)
+            });
+            let aux = sector_states(0, states);
+            let mut header = reply(Status::Ok);
+            header.seq = Seq(held.settled);
+            Frame::new(header, aux, None)
+        }
+        Opcode::Pull => {
+            let pull = Pull::decode(&frame.aux).unwrap();
+            let (chunk, first) = (header.chunk.0, header.sector.0);
+            held.pulls.push((chunk, first, header.count, pull));
+            let mut pulled = Pulled::default();
+            for sector in first..first + header.count {
+                if let Some(state) = held.heals.get(&(chunk, sector)) {
+                    held.states.insert((chunk, sector), *state);
+                    pulled.sectors_copied += 1;
+                }
+            }
+            Frame::new(reply(Status::Ok), pulled.encode(), None)
+        }
+        Opcode::Flush => {
+            held.flushes += 1;
+            Frame::bare(reply(Status::Ok))
         }
         Opcode::Ping => Frame::bare(reply(Status::Ok)),
         _ => Frame::bare(reply(Status::BadRequest)),

@@ -55,6 +55,19 @@ pub(super) fn judge(
                 Verdict::Keep
             }
         }
+        PullMode::Repair => {
+            let adopted_here = has(held, SectorState::ADOPTED);
+            let adopted_there = has(source, SectorState::ADOPTED);
+            let same_version = source.version == held.version;
+            let tie = same_version && adopted_here && (!adopted_there || source.crc > held.crc);
+            if source.version > held.version || tie || (held_bad && same_version) {
+                Verdict::Take
+            } else if held_bad {
+                Verdict::Bad
+            } else {
+                Verdict::Keep
+            }
+        }
         // Zeros on both sides. Nothing older is in flight that the version would have to hold off:
         // what is below the ceiling has ended everywhere.
         PullMode::Mirror if held.version == Version::ZERO && has(source, SectorState::ZERO) => {
@@ -152,6 +165,25 @@ mod tests {
     }
 
     #[test]
+    fn repair_heals_bad_but_never_with_something_older() {
+        let judge = |a: &_, b: &_| judge(a, b, PullMode::Repair, NONE);
+        let bad = state(2, 2, SectorState::BAD);
+        assert_eq!(judge(&bad, &state(2, 2, 0)), Verdict::Take);
+        assert_eq!(judge(&bad, &state(3, 3, 0)), Verdict::Take);
+        assert_eq!(
+            judge(&bad, &state(1, 1, 0)),
+            Verdict::Bad,
+            "write 2 may be on its way to the source"
+        );
+        assert_eq!(judge(&bad, &bad), Verdict::Bad);
+        assert_eq!(judge(&state(1, 1, 0), &state(2, 2, 0)), Verdict::Take);
+        assert_eq!(judge(&state(2, 2, 0), &state(1, 1, 0)), Verdict::Keep);
+        assert_eq!(judge(&state(2, 2, 0), &state(2, 3, 0)), Verdict::Keep);
+        let adopted = state(2, 3, SectorState::ADOPTED);
+        assert_eq!(judge(&adopted, &state(2, 2, 0)), Verdict::Take);
+    }
+
+    #[test]
     fn mirror_takes_older_too_but_not_above_the_ceiling() {
         let ceiling = Version::new(Token(1), Seq(5));
         let judge = |a: &_, b: &_| judge(a, b, PullMode::Mirror, ceiling);
@@ -175,17 +207,18 @@ mod tests {
         /// Reconcile: pulled both ways at the same time, two good copies do not swap for ever.
         #[test]
         fn newer_both_ways_never_swaps(a in any_state(), b in any_state()) {
-            let takes = |x: &_, y: &_| judge(x, y, PullMode::Newer, NONE) == Verdict::Take;
-            prop_assert!(!(takes(&a, &b) && takes(&b, &a)));
+            for mode in [PullMode::Newer, PullMode::Repair] {
+                let takes = |x: &_, y: &_| judge(x, y, mode, NONE) == Verdict::Take;
+                prop_assert!(!(takes(&a, &b) && takes(&b, &a)));
+            }
         }
 
         #[test]
         fn pieces_cover_exactly_what_is_taken(
             first in 0u16..600,
             pairs in prop::collection::vec((any_state(), any_state()), 1..600),
-            mirror in any::<bool>(),
+            mode in prop::sample::select(vec![PullMode::Newer, PullMode::Mirror, PullMode::Repair]),
         ) {
-            let mode = if mirror { PullMode::Mirror } else { PullMode::Newer };
             let ceiling = Version::new(Token(1), Seq(1));
             let (held, source): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();
             let (pieces, bad) = cut(SectorInChunk(first), &held, &source, mode, ceiling);

@@ -370,6 +370,7 @@ fn put<B>(
         data,
         admit: match order.pull.mode {
             PullMode::Newer => PutRule::Newer,
+            PullMode::Repair => PutRule::Repair,
             PullMode::Mirror => PutRule::Mirror(order.pull.ceiling),
         },
     }

@@ -327,6 +327,41 @@ fn a_write_during_the_copy_wins() {
 }
 
 #[test]
+fn a_repair_heals_a_bad_sector_and_leaves_a_newer_write_alone() {
+    let mut pair = fenced();
+    for sector in 0..4 {
+        pair.source.core.store.plant(sector, 1, 5, 1, 0);
+        pair.target.core.store.plant(sector, 1, 5, 1, 0);
+    }
+    pair.target.core.store.plant(1, 1, 5, 7, SectorState::BAD);
+    // A write that went bad here before the source has got it.
+    pair.target.core.store.plant(2, 1, 6, 7, SectorState::BAD);
+    let (status, pulled) = pull(&mut pair, PullMode::Repair, 0);
+    assert_eq!(status, Status::Ok);
+    assert_eq!((pulled.sectors_copied, pulled.sectors_bad), (1, 1));
+    let target = &mut pair.target.core.store;
+    assert!(target.state(1).same(&pair.source.core.store.state(1)));
+    assert_eq!(target.state(2).version.seq, Seq(6));
+
+    // The guest overwrites the bad sector while its repair is under way.
+    target.plant(3, 1, 5, 7, SectorState::BAD);
+    let body = order(PullMode::Repair, 0);
+    let tag = pair.target.send(pull_header(3, 1), body, None);
+    let header = Header {
+        generation: Generation(1),
+        ..write_header(1, 11, 3, 1)
+    };
+    let data = content(&[9]);
+    let aux = crc_table(0, crc::sector_crcs(&data));
+    let reply = pair.target.ask(header, aux, Some(data));
+    assert_eq!(reply.header.status, Status::Ok);
+    let (status, pulled) = finish(&mut pair, tag);
+    assert_eq!((status, pulled.sectors_copied), (Status::Ok, 0));
+    assert_eq!(pair.target.core.store.state(3).version.seq, Seq(11));
+    assert_eq!(pair.target.core.store.state(3).flags, 0);
+}
+
+#[test]
 fn a_stop_ends_copies_and_peers() {
     let mut pair = fenced();
     let body = order(PullMode::Newer, 0);

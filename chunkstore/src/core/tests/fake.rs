@@ -93,7 +93,7 @@ impl FakeStore {
                 let (states, data) = self.read(&range);
                 return StoreReply::ReadVersioned { states, data };
             }
-            StoreRequest::List(range) => {
+            StoreRequest::List(range) | StoreRequest::Verify(range) => {
                 let held = |key| self.sectors.get(&key).map(|(state, _)| *state);
                 let states =
                     Self::keys(&range).map(|key| held(key).unwrap_or(SectorState::UNWRITTEN));
@@ -155,6 +155,10 @@ impl FakeStore {
                             new.version > held.version
                                 || bad
                                 || (adopted && new.version == held.version)
+                        }
+                        PutRule::Repair => {
+                            new.version > held.version
+                                || ((bad || adopted) && new.version == held.version)
                         }
                         PutRule::Mirror(ceiling) => held.version <= ceiling && !held.same(new),
                     };
@@ -251,6 +255,11 @@ impl StoreView for FakeStore {
 
     fn settled(&mut self, _: VolumeId, token: Token, seq: Seq) {
         self.settled = Some((token, seq));
+    }
+
+    fn settled_up_to(&self, _: VolumeId) -> Version {
+        self.settled
+            .map_or(Version::ZERO, |(token, seq)| Version::new(token, seq))
     }
 
     fn slots(&self) -> (u64, u64) {

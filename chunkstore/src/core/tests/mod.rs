@@ -5,6 +5,7 @@ mod copy;
 mod fake;
 mod fence;
 mod requests;
+mod scrub;
 
 use super::{ConnId, OutFrame, PeerId, ShardAction, ShardCore, ShardEvent, ShardIdentity};
 use fake::FakeStore;

@@ -7,3 +7,4 @@ mod power;
 mod rig;
 mod rules;
 mod superblocks;
+mod verify;

@@ -584,7 +584,7 @@ fn rot_is_found_refused_and_repaired_by_a_copy_of_any_version() {
 }
 
 /// Where a sector of the first slots lies: slots are handed out in ascending order.
-fn data_position(rig: &mut Rig, slot: u32, sector: u64) -> u64 {
+pub(super) fn data_position(rig: &mut Rig, slot: u32, sector: u64) -> u64 {
     let geometry = crate::disk::layout::Geometry::fit(rig.place.start, rig.place.bytes, LOG_BLOCKS);
     let slot = crate::disk::layout::SlotIndex(slot);
     geometry.expect("fits").slot_position(slot) + sector * 4096

@@ -10,7 +10,7 @@ use super::request::Want;
 use crate::core::api::{ControlAction, Now, PeerIndex};
 use std::collections::BTreeSet;
 use ukai_meta::{NodeHealth, ReplicaState};
-use ukai_proto::message::{ChunkRange, Pulled, read_chunk_list};
+use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, read_chunk_list};
 use ukai_proto::{ChunkIndex, Flags, Generation, Header, NodeId, Opcode, SectorInChunk, Status};
 
 /// Chunks copied at a time.
@@ -448,6 +448,9 @@ impl ControlCore {
             };
             let source = self.map().in_sync(chunk).find(|source| *source != node);
             let pull = source.and_then(|source| self.pull_from(source, chunk, false));
+            // The guest's newer write may be under way: nothing older may take its place.
+            let mode = PullMode::Repair;
+            let pull = pull.map(|pull| Pull { mode, ..pull });
             if let (Some(peer), Some(pull)) = (self.peer_of(node, chunk), pull) {
                 self.repairs_out += 1;
                 self.ask_pull(now, peer, chunk, (sector, 1), &pull, Want::Repair, out);
