@@ -176,9 +176,92 @@ fn a_copy_of_a_node_is_told_where_the_original_runs() {
     // The original is not disturbed, and its lease is still its own.
     drop(node.client());
     assert!(node.stop().success());
-    // Now the copy is the only one.
-    let copy = cluster.start("copy", &[]);
-    assert_eq!(copy.id.to_string(), id);
+    // Now the copy is the only one that runs, but it lacks what the original wrote since.
+    refuses_older_copy(&cluster, "copy", &id);
+    let node = cluster.start("n0", &[]);
+    assert_eq!(node.id.to_string(), id);
+}
+
+#[track_caller]
+fn refuses_older_copy(cluster: &Cluster, name: &str, id: &str) {
+    let path = cluster.path(name);
+    let output = cluster.run(&["run", path.to_str().expect("utf-8")]);
+    refused(
+        &output,
+        REFUSED,
+        &["older copy", id, "node forget", "format --force"],
+    );
+}
+
+#[test]
+fn a_node_restored_from_a_backup_never_serves() {
+    let cluster = Cluster::new();
+    let node = cluster.node("n0");
+    let id = node.id.to_string();
+    assert!(node.stop().success());
+    fs::copy(cluster.path("n0"), cluster.path("backup")).expect("copy");
+    // It runs once more, and its machine dies without a word.
+    let node = cluster.start("n0", &[]);
+    let mut client = node.client();
+    assert_eq!(client.fence(1, 1), ukai_proto::Status::Ok);
+    node.kill();
+    fs::copy(cluster.path("backup"), cluster.path("n0")).expect("restore");
+    for _ in 0..2 {
+        refuses_older_copy(&cluster, "n0", &id);
+    }
+    // As told: a new node of it, with an identity of its own.
+    let path = cluster.path("n0");
+    let path = path.to_str().expect("utf-8");
+    let again = ["format", path, "--site", "s", "--name", "n1", "--force"];
+    assert!(cluster.run(&again).status.success());
+    let node = cluster.start("n0", &[]);
+    assert_ne!(node.id.to_string(), id);
+    let mut client = node.client();
+    assert_eq!(client.read(0, 0, 1), Err(ukai_proto::Status::NotFenced));
+}
+
+/// A stopped node that has fences and data, with some of its bytes changed; it must not start.
+#[track_caller]
+fn damaged(change: impl Fn(&mut [u8]), words: &[&str]) {
+    let cluster = Cluster::new();
+    let node = cluster.node("n0");
+    let mut client = node.client();
+    assert_eq!(client.fence(3, 4), ukai_proto::Status::Ok);
+    assert_eq!(
+        client.write(0, 0, 1, client::pattern(1, 4)),
+        ukai_proto::Status::Ok
+    );
+    assert!(node.stop().success());
+    let path = cluster.path("n0");
+    let mut bytes = fs::read(&path).expect("read");
+    change(&mut bytes);
+    fs::write(&path, bytes).expect("write");
+    for _ in 0..2 {
+        let output = cluster.run(&["run", path.to_str().expect("utf-8")]);
+        refused(&output, FAILED, words);
+    }
+}
+
+const REGION: usize = 1 << 20;
+
+#[test]
+fn a_node_that_lost_both_shard_superblocks_never_serves() {
+    let change = |bytes: &mut [u8]| bytes[REGION..REGION + 8192].fill(0);
+    damaged(change, &["shard 0", "superblock"]);
+    let change = |bytes: &mut [u8]| {
+        bytes[REGION + 200] ^= 1;
+        bytes[REGION + 4096 + 200] ^= 1;
+    };
+    damaged(change, &["shard 0"]);
+}
+
+#[test]
+fn a_node_that_lost_its_log_and_so_its_fences_never_serves() {
+    let log = REGION + (64 << 10);
+    damaged(
+        |bytes| bytes[log..log + (1 << 20)].fill(0),
+        &["shard 0", "damaged"],
+    );
 }
 
 #[test]

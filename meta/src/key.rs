@@ -13,6 +13,9 @@ pub const NAMES: &str = "names";
 /// Parent of the node names.
 pub const NODE_NAMES: &str = "node-names";
 
+/// Parent of the marks of nodes that were given up for ever.
+pub const FORGOTTEN: &str = "forgotten";
+
 /// What [`valid_name`] asks for, for messages.
 pub const NAME_RULE: &str = "1 to 64 letters, digits, dots, dashes or underscores are needed";
 
@@ -38,6 +41,12 @@ pub fn node(node: NodeId) -> String {
 #[must_use]
 pub fn live(node: NodeId) -> String {
     format!("{LIVE}/{node}")
+}
+
+/// The mark of a node that was given up.
+#[must_use]
+pub fn forgotten(node: NodeId) -> String {
+    format!("{FORGOTTEN}/{node}")
 }
 
 /// The node that a name belongs to.

@@ -5,8 +5,9 @@
 //! | key | content |
 //! |-|-|
 //! | `cluster` | [`ClusterRecord`] |
-//! | `nodes/<node>` | [`NodeRecord`], JSON, permanent |
+//! | `nodes/<node>` | [`NodeRecord`] and the highest start count seen, JSON, permanent |
 //! | `live/<node>` | [`NodeLive`], JSON, ephemeral: gone when the node's lease is |
+//! | `forgotten/<node>` | the node's name, text: given up for ever, may not register again |
 //! | `node-names/<node name>` | the node's id, text: keeps names unique |
 //! | `names/<volume name>` | the volume's id, text |
 //! | `volumes/<volume>/head` | [`VolumeHead`] without its map shards; the only key that is watched |

@@ -153,6 +153,65 @@ fn registration_survives_lost_answers_and_expiry() {
 }
 
 #[test]
+fn an_older_copy_of_a_node_is_refused() {
+    for fault in FAULTS.map(Some).into_iter().chain([None]) {
+        let cluster = MemoryCluster::new();
+        let store = cluster.session();
+        assert_eq!(catalog::check_start(&store, id(1), 0), Ok(()));
+        catalog::register_node(&store, &record(1, "n0"), &live(1, 5)).unwrap();
+        assert_eq!(catalog::check_start(&store, id(1), 5), Ok(()));
+        let error = catalog::check_start(&store, id(1), 4).unwrap_err();
+        let text = error.to_string();
+        for words in ["older copy", "n0", "node forget", "format --force"] {
+            assert!(text.contains(words), "{text}");
+        }
+        catalog::deregister_live(&store, id(1), &live(1, 5)).unwrap();
+        if let Some(fault) = fault {
+            store.inject(fault);
+        }
+        catalog::raise_start(&store, id(1), 6).unwrap();
+        catalog::raise_start(&store, id(1), 3).unwrap();
+        catalog::set_draining(&store, id(1), true).unwrap();
+        // One that was started from a copy of run 5, at the same time as another.
+        let error = catalog::register_node(&store, &record(1, "n0"), &live(2, 5)).unwrap_err();
+        assert!(matches!(
+            error,
+            CatalogError::OlderCopy {
+                known: 6,
+                start: 5,
+                ..
+            }
+        ));
+        assert_eq!(catalog::node(&store, id(1)).unwrap().unwrap().live, None);
+        catalog::register_node(&store, &record(1, "n0"), &live(2, 7)).unwrap();
+    }
+}
+
+#[test]
+fn a_forgotten_node_frees_its_name_and_never_comes_back() {
+    for fault in FAULTS.map(Some).into_iter().chain([None]) {
+        let cluster = MemoryCluster::new();
+        let store = cluster.session();
+        let error = catalog::forget_node(&store, id(1)).unwrap_err();
+        assert!(matches!(error, CatalogError::NoNode(_)));
+        catalog::register_node(&store, &record(1, "n0"), &live(1, 1)).unwrap();
+        let error = catalog::forget_node(&store, id(1)).unwrap_err();
+        assert!(matches!(error, CatalogError::AlreadyLive { .. }));
+        catalog::deregister_live(&store, id(1), &live(1, 1)).unwrap();
+        if let Some(fault) = fault {
+            store.inject(fault);
+        }
+        catalog::forget_node(&store, id(1)).unwrap();
+        assert_eq!(catalog::list_nodes(&store), Ok(Vec::new()));
+        let error = catalog::check_start(&store, id(1), 9).unwrap_err();
+        assert!(error.to_string().contains("format --force"), "{error}");
+        let error = catalog::register_node(&store, &record(1, "n0"), &live(1, 9)).unwrap_err();
+        assert!(matches!(error, CatalogError::Forgotten { .. }));
+        catalog::register_node(&store, &record(2, "n0"), &live(1, 1)).unwrap();
+    }
+}
+
+#[test]
 fn the_same_run_takes_its_own_lease_over() {
     let cluster = MemoryCluster::new();
     // The old session is not over for the servers yet; the daemon has opened a new one.

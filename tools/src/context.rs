@@ -246,6 +246,7 @@ impl From<CatalogError> for ToolError {
             }
             CatalogError::BadName { .. } => Self::usage(text),
             CatalogError::AlreadyLive { .. } => Self::busy(text),
+            CatalogError::OlderCopy { .. } | CatalogError::Forgotten { .. } => Self::refused(text),
             CatalogError::Deleting(_) => Self::busy("the volume is being deleted")
                 .next("finish it with `ukai-tools volume delete`"),
             CatalogError::NotDeleting(_) => Self::refused(text),

@@ -61,7 +61,7 @@ pub struct NodeSuperblock {
     pub region_bytes: u64,
     /// Slots of all shards.
     pub slots: u64,
-    /// Runs so far.
+    /// Starts and clean stops so far: copies made before the last of them are old.
     pub start: u64,
     sequence: u64,
 }
@@ -322,7 +322,7 @@ impl NodeSuperblock {
         Ok(block)
     }
 
-    /// Counts a run, durably: part of the node's incarnation.
+    /// Counts a start (part of the incarnation) or a clean stop, durably.
     pub fn bump_start(&mut self, disk: &mut dyn Disk) -> Result<(), NodeError> {
         self.start += 1;
         Ok(self.write_next(disk)?)

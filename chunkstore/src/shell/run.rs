@@ -153,7 +153,13 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let host = options.host.clone().map_or_else(host_name, Ok);
     let host = host.map_err(io_error("read", Path::new(MACHINE_ID)))?;
     let store = ukai_meta::open(&options.meta).map_err(MembershipError::Meta)?;
-    check(store.as_ref(), block.cluster, block.node, &host)?;
+    check(
+        store.as_ref(),
+        block.cluster,
+        block.node,
+        block.start,
+        &host,
+    )?;
 
     let mut listeners = Vec::new();
     for shard in 0..block.shard_count {
@@ -231,13 +237,20 @@ pub fn run(options: &Options) -> Result<(), Error> {
         events: events_in,
         registered: false,
     };
-    let (stop_control, stop) = flume::bounded::<()>(1);
+    let (stop_control, stop) = flume::bounded::<u64>(1);
     let control = std::thread::Builder::new()
         .name("control".into())
         .spawn(move || control.run(&stop))
         .map_err(io_error("start the control thread for", path))?;
 
     let result = serve(&events, &commands, &record);
+    // What was copied from the file while it ran must not pass for the node from now on.
+    let counted = result.is_ok().then(|| block.bump_start(&mut disk));
+    match counted {
+        Some(Ok(())) => drop(stop_control.send(block.start)),
+        Some(Err(error)) => tracing::warn!(%error, "count the stop"),
+        None => {}
+    }
     drop(stop_control);
     let _ = control.join();
     for path in leftovers {

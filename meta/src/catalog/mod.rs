@@ -6,7 +6,8 @@ mod node;
 mod volume;
 
 pub use node::{
-    deregister_live, list_nodes, node, node_by_name, register_node, set_draining, update_live,
+    check_start, deregister_live, forget_node, list_nodes, node, node_by_name, raise_start,
+    register_node, set_draining, update_live,
 };
 pub use volume::{
     Settled, VolumeName, clear_front, commit_update, create_volume, delete_volume, front,
@@ -75,6 +76,35 @@ pub enum CatalogError {
         node: NodeId,
         /// The run that holds the lease.
         incarnation: Incarnation,
+    },
+    /// A file or device that is older than the node it claims to be.
+    #[error(
+        "node {name} ({node}) has counted {known} starts and stops, but this file or device only {start}: it is an \
+         older copy of the node, restored from a backup or a snapshot, and lacks writes that were \
+         acknowledged. It must not serve. If the real one is lost: `ukai-tools node forget {name}`, then \
+         `chunkstore format --force` makes a new, empty node of this, to be filled by \
+         `ukai-tools volume add-location`"
+    )]
+    OlderCopy {
+        /// The node.
+        node: NodeId,
+        /// Its name.
+        name: String,
+        /// Highest count seen of the node.
+        known: u64,
+        /// Count of this copy.
+        start: u64,
+    },
+    /// An administrator gave the node up for ever.
+    #[error(
+        "node {name} ({node}) was given up with `ukai-tools node forget`: no volume counts on what it \
+         holds any more. `chunkstore format --force` makes a new, empty node of it"
+    )]
+    Forgotten {
+        /// The node.
+        node: NodeId,
+        /// The name it had.
+        name: String,
     },
     /// Not marked as deleting, or partly deleted.
     #[error("volume {0} is being deleted; finish it with `ukai-tools volume delete`")]

@@ -171,6 +171,7 @@ impl World {
             "nodes",
             "node-names",
             "live",
+            "forgotten",
             "names",
             "volumes",
             "fronts",

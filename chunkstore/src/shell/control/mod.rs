@@ -82,7 +82,8 @@ impl MembershipError {
     }
 }
 
-/// Before anything is opened: is the cluster right, and is nobody else this node?
+/// Before anything is opened: is the cluster right, is this the node itself and not an older copy (its
+/// superblock has counted `start` runs), and is nobody else this node?
 ///
 /// The lease of a run of this node that was killed may still stand. On this host its addresses tell
 /// whether it is dead: then the lease is taken away. A run on another host is given its time.
@@ -90,6 +91,7 @@ pub(in crate::shell) fn check(
     store: &dyn MetaStore,
     cluster: ukai_proto::ClusterId,
     node: ukai_proto::NodeId,
+    start: u64,
     host: &str,
 ) -> Result<(), MembershipError> {
     let found = catalog::cluster(store)
@@ -99,6 +101,7 @@ pub(in crate::shell) fn check(
         let own = cluster;
         return Err(MembershipError::WrongCluster { own, found });
     }
+    catalog::check_start(store, node, start).map_err(MembershipError::Catalog)?;
     let deadline = now_ns() + ns(store.lease() + LEASE_SLACK);
     let mut waiting = false;
     loop {
@@ -161,8 +164,9 @@ pub(in crate::shell) struct Control {
 }
 
 impl Control {
-    /// Register, then renew until told to stop; then give the lease back.
-    pub(in crate::shell) fn run(mut self, stop: &flume::Receiver<()>) {
+    /// Register, then renew until told to stop; then give the lease back. After a clean stop the start
+    /// count that the superblock has by then is told: copies made while the node ran are old.
+    pub(in crate::shell) fn run(mut self, stop: &flume::Receiver<u64>) {
         match self.register() {
             Ok(()) => drop(self.events.send(Event::Registered)),
             Err(error) => {
@@ -173,7 +177,12 @@ impl Control {
         let lease = self.store.lease();
         let mut reported = now_ns();
         // Four renewals per lease: three may fail.
-        while stop.recv_timeout(lease / 4) == Err(flume::RecvTimeoutError::Timeout) {
+        let counted = loop {
+            match stop.recv_timeout(lease / 4) {
+                Ok(start) => break Some(start),
+                Err(flume::RecvTimeoutError::Disconnected) => break None,
+                Err(flume::RecvTimeoutError::Timeout) => {}
+            }
             if let Err(error) = self.renew() {
                 drop(self.events.send(Event::Expelled(error)));
                 return;
@@ -185,10 +194,15 @@ impl Control {
                     return;
                 }
             }
-        }
+        };
         let live = self.live();
         if let Err(error) = catalog::deregister_live(self.store.as_ref(), self.record.node, &live) {
             tracing::warn!(%error, "give the lease back; it will run out by itself");
+        }
+        if let Some(start) = counted
+            && let Err(error) = catalog::raise_start(self.store.as_ref(), self.record.node, start)
+        {
+            tracing::warn!(%error, "tell the number of starts");
         }
     }
 

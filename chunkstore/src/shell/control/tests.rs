@@ -193,12 +193,29 @@ fn a_report_tells_the_space_and_finds_a_lost_lease() {
 fn before_the_start_the_cluster_is_compared() {
     let world = world(Isolation::Refuse);
     let store = world.servers.session();
-    assert!(check(&store, CLUSTER, NODE, "h").is_ok());
-    let error = check(&store, ClusterId([8; 16]), NODE, "h").expect_err("another");
+    assert!(check(&store, CLUSTER, NODE, 5, "h").is_ok());
+    let error = check(&store, ClusterId([8; 16]), NODE, 5, "h").expect_err("another");
     assert!(matches!(error, MembershipError::WrongCluster { .. }));
     let empty = MemoryCluster::new().session();
-    let error = check(&empty, CLUSTER, NODE, "h").expect_err("empty");
+    let error = check(&empty, CLUSTER, NODE, 5, "h").expect_err("empty");
     assert!(error.to_string().contains("cluster"), "{error}");
+}
+
+#[test]
+fn before_the_start_an_older_copy_is_refused() {
+    let mut world = world(Isolation::Refuse);
+    world.control.register().expect("run 5");
+    let (stopped, stop) = flume::bounded(1);
+    stopped.send(6).expect("room");
+    let World {
+        servers, control, ..
+    } = world;
+    control.run(&stop);
+    let store = servers.session();
+    check(&store, CLUSTER, NODE, 6, "h").expect("the node itself");
+    let error = check(&store, CLUSTER, NODE, 5, "h").expect_err("a copy made while it ran");
+    assert!(error.is_refusal(), "{error}");
+    assert!(error.to_string().contains("older copy"), "{error}");
 }
 
 #[test]
@@ -208,7 +225,7 @@ fn the_lease_of_a_dead_run_on_this_host_is_taken_over() {
     world.control.record = record("h", &["unix:/nowhere/n0.sock"]);
     world.control.register().expect("the former run");
     assert!(world.live().is_some());
-    check(&world.servers.session(), CLUSTER, NODE, "h").expect("dead");
+    check(&world.servers.session(), CLUSTER, NODE, 5, "h").expect("dead");
     assert!(world.live().is_none());
 }
 
@@ -241,7 +258,7 @@ fn an_address_that_answers_as_this_node_is_a_twin() {
     });
     world.control.record = record("h", &[&address]);
     world.control.register().expect("the other");
-    let error = check(&world.servers.session(), CLUSTER, NODE, "h").expect_err("a twin");
+    let error = check(&world.servers.session(), CLUSTER, NODE, 5, "h").expect_err("a twin");
     assert!(error.to_string().contains(&address), "{error}");
     assert!(world.live().is_some(), "its lease stands");
     answering.join().expect("thread");
