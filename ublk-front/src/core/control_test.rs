@@ -355,6 +355,35 @@ fn a_node_restarted_on_the_same_boot_within_the_grace_is_taken_on_without_resync
     assert_eq!(config.nodes[1].incarnation, Some(run(2)));
 }
 
+/// How long a node that was recorded stale, and answers again at once, is left alone.
+fn pause_before_rejoin(world: &mut World, start: u64) -> Duration {
+    world.lose(PEER_B);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.state(B), Some(ReplicaState::Stale));
+    let stale_at = world.now;
+    world.restore(PEER_B, start);
+    while world.state(B) != Some(ReplicaState::InSync) {
+        let waited = world.now.since(stale_at);
+        assert!(waited < Duration::from_secs(100), "it never came back");
+        world.pass(Duration::from_millis(100));
+    }
+    world.now.since(stale_at)
+}
+
+#[test]
+fn a_node_that_flaps_is_left_alone_longer_and_longer_until_it_has_stayed_for_a_while() {
+    let mut world = World::serving();
+    for (start, seconds) in (2..).zip([2, 4, 8, 16, 32, 64, 64]) {
+        let pause = pause_before_rejoin(&mut world, start);
+        let expected = Duration::from_secs(seconds);
+        let late = expected + Duration::from_millis(500);
+        assert!(expected <= pause && pause < late, "{seconds} s: {pause:?}");
+    }
+    world.pass(Duration::from_secs(301));
+    let pause = pause_before_rejoin(&mut world, 99);
+    assert!(pause < Duration::from_millis(1500), "{pause:?}");
+}
+
 #[test]
 fn without_metadata_a_lost_node_is_not_left_out() {
     let mut world = World::serving();
