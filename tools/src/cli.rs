@@ -287,8 +287,20 @@ pub(crate) enum NodeVerb {
     Drain(NodeName),
     /// Take new chunks on the node again
     Undrain(NodeName),
+    /// Give up a node that never comes back: take its copies out of all volumes and free its name.
+    /// Refused while it is alive, or while it has the last in-sync copy of any chunk
+    Forget(Forget),
     /// Round trips to each shard of the node
     Ping(Ping),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Forget {
+    #[command(flatten)]
+    pub(crate) name: NodeName,
+    /// Show what would be done; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Args, Debug)]

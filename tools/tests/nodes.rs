@@ -4,9 +4,11 @@
 
 mod common;
 
-use common::{Ran, World, command};
+use common::{Ran, World, command, node_id};
 use serde_json::json;
-use ukai_proto::VolumeId;
+use ukai_meta::{NodeLive, catalog, transition};
+use ukai_proto::message::ChunkRange;
+use ukai_proto::{ChunkIndex, Incarnation, VolumeId};
 
 #[test]
 fn a_cluster_is_made_once() {
@@ -146,6 +148,106 @@ fn drain_check_finds_what_no_map_mentions() {
             json!({ "volume": v, "name": "v", "bytes": 3 << 20 }),
         ]
     );
+}
+
+#[test]
+fn a_node_that_never_comes_back_is_forgotten() {
+    let world = World::new();
+    let all = ChunkRange {
+        start: ChunkIndex(0),
+        count: 16,
+    };
+    for (name, nodes) in [("stale", "n1,n3"), ("in-sync", "n2,n3"), ("other", "n1,n2")] {
+        world.ok(&["volume", "create", name, "--size", "64MiB", "--node", nodes]);
+    }
+    world.ok(&[
+        "volume", "create", "leaving", "--size", "64MiB", "--node", "n1,n3",
+    ]);
+    world.transition("stale", |map| transition::mark_stale(map, &[node_id(3)]));
+    world.transition("leaving", |map| {
+        transition::remove_location(map, all, node_id(3), 1)
+    });
+    world.ok(&[
+        "volume", "create", "joining", "--size", "64MiB", "--node", "n1",
+    ]);
+    world.transition("joining", |map| {
+        transition::add_location(map, all, node_id(3))
+    });
+
+    world.refused(&["node", "forget", "n3"], 1, &["is alive", "node drain n3"]);
+    world.kill_node(3);
+    let before = world.dump();
+    let dry = world.json(&["node", "forget", "n3", "--dry-run"]);
+    assert_eq!(world.dump(), before, "a dry run changes nothing");
+    let count = |volume: &str, what: &str| {
+        let volumes = dry["volumes"].as_array().unwrap();
+        let found = volumes.iter().find(|loss| loss["volume"] == volume);
+        found.unwrap()[what].clone()
+    };
+    assert_eq!(dry["volumes"].as_array().unwrap().len(), 4);
+    for (volume, what) in [
+        ("stale", "stale"),
+        ("in-sync", "in_sync"),
+        ("leaving", "leaving"),
+        ("joining", "joining"),
+    ] {
+        assert_eq!(count(volume, what), 16, "{dry}");
+    }
+
+    let text = world.ok(&["node", "forget", "n3"]);
+    assert!(
+        text.contains("too few copies now") && text.contains("is forgotten"),
+        "{text}"
+    );
+    for name in ["stale", "in-sync", "leaving", "joining", "other"] {
+        let map = world.map(name);
+        assert!(!map.nodes().contains(&node_id(3)), "{name}");
+        assert_eq!(map.head.health, [], "{name}");
+        world.ok(&["volume", "synchronize", name]);
+    }
+    world.refused(&["node", "show", "n3"], 4, &["no node"]);
+    // Its name is free for a new node, its uuid is not.
+    let live = NodeLive {
+        incarnation: Incarnation::default(),
+        used_bytes: 0,
+    };
+    let error = catalog::register_node(&*world.store, &world.record(3, "site-b"), &live);
+    assert!(error.unwrap_err().to_string().contains("node forget"));
+    let mut new = world.record(5, "site-b");
+    new.name = "n3".into();
+    catalog::register_node(&*world.store, &new, &live).unwrap();
+}
+
+#[test]
+fn a_node_with_the_last_copy_is_not_forgotten() {
+    let world = World::new();
+    world.ok(&[
+        "volume", "create", "two", "--size", "64MiB", "--node", "n1,n3",
+    ]);
+    world.ok(&[
+        "volume", "create", "zlast", "--size", "64MiB", "--node", "n1,n3",
+    ]);
+    world.transition("zlast", |map| transition::mark_stale(map, &[node_id(1)]));
+    world.kill_node(3);
+    let words = ["zlast", "last in-sync", "n3", "--abandon-unreachable"];
+    world.refused(&["node", "forget", "n3"], 1, &words);
+    world.refused(&["node", "forget", "n3", "--dry-run"], 1, &words);
+}
+
+#[test]
+fn a_volume_in_use_loses_a_forgotten_node_too() {
+    let world = World::new();
+    world.ok(&[
+        "volume", "create", "v", "--size", "64MiB", "--node", "n1,n3",
+    ]);
+    world.attach("v");
+    world.transition("v", |map| transition::mark_stale(map, &[node_id(3)]));
+    let before = world.map("v").head;
+    world.kill_node(3);
+    world.ok(&["node", "forget", "n3"]);
+    let after = world.map("v").head;
+    assert_eq!((after.token, &after.attach), (before.token, &before.attach));
+    assert!(after.generation > before.generation);
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod cluster;
 mod drain;
 mod location;
 mod node;
+mod node_forget;
 mod ping;
 mod stats;
 mod synchronize;
@@ -46,6 +47,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             NodeVerb::DrainCheck(name) => drain::check(context, &name.node),
             NodeVerb::Drain(name) => drain::set(context, &name.node, true),
             NodeVerb::Undrain(name) => drain::set(context, &name.node, false),
+            NodeVerb::Forget(args) => node_forget::forget(context, &args),
             NodeVerb::Ping(args) => ping::ping(context, &args),
         },
         Noun::Scrub(args) => scrub::scrub(context, &args),
