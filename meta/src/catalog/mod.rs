@@ -11,7 +11,8 @@ pub use node::{
 };
 pub use volume::{
     Settled, VolumeName, clear_front, commit_update, create_volume, delete_volume, front,
-    list_volumes, load_head, load_volume, set_front, settle_unknown, volume_id, watch_volume,
+    is_current, list_volumes, load_head, load_volume, set_front, settle_unknown, volume_id,
+    watch_volume,
 };
 
 use crate::key;
