@@ -126,9 +126,6 @@ fn a_conflict_rolls_everything_back(backend: &dyn Backend) {
         .unwrap();
     let (a, b, c) = (versions[0], versions[1], versions[2]);
     store.commit(&[set("t/b", b"2", b)]).unwrap();
-    // A condition alone is a transaction too.
-    store.commit(&[check("t/a", a)]).unwrap();
-    conflict(store.commit(&[check("t/b", b)]), "t/b");
     let members = [
         (check("t/b", b), "t/b"),
         (set("t/b", b"9", b), "t/b"),

@@ -11,8 +11,7 @@ pub use node::{
 };
 pub use volume::{
     Settled, VolumeName, clear_front, commit_update, create_volume, delete_volume, front,
-    is_current, list_volumes, load_head, load_volume, set_front, settle_unknown, volume_id,
-    watch_volume,
+    list_volumes, load_head, load_volume, set_front, settle_unknown, volume_id, watch_volume,
 };
 
 use crate::key;

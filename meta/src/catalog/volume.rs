@@ -65,20 +65,6 @@ fn read_head(
     Ok((archive::decode_head(volume, &value.bytes)?, value.version))
 }
 
-/// Is this still the volume's map? Asked by a transaction: a read may be answered by a server that has not
-/// heard of the latest one. `false` also if that could not be found out; whoever asks reads again.
-pub fn is_current(store: &dyn MetaStore, map: &VolumeMap) -> Result<bool, CatalogError> {
-    let check = Write::Check {
-        key: key::head(map.head.volume),
-        expected: map.head_version(),
-    };
-    match store.commit(&[check]) {
-        Ok(_) => Ok(true),
-        Err(CommitError::Conflict { .. } | CommitError::Unknown) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// The head alone: for lists, and to see whether anything changed.
 pub fn load_head(store: &dyn MetaStore, volume: VolumeId) -> Result<VolumeHead, CatalogError> {
     Ok(read_head(store, volume)?.0.head)

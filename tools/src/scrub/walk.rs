@@ -397,11 +397,11 @@ impl Walk<'_> {
     }
 
     fn check_map(&self) -> std::result::Result<(), Stop> {
-        match catalog::is_current(&*self.context.store, &self.map) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Stop::Stale),
-            Err(error) => Err(Stop::Meta(error.into())),
-        }
+        let head = catalog::load_head(&*self.context.store, self.map.head.volume)
+            .map_err(|error| Stop::Meta(error.into()))?;
+        let own = &self.map.head;
+        let same = (head.token, head.generation) == (own.token, own.generation);
+        if same { Ok(()) } else { Err(Stop::Stale) }
     }
 
     /// What was repaired is durable. Not reached: it is as safe as a guest's write without a flush.
