@@ -10,6 +10,7 @@ use ukai_proto::*;
 fn order(source: &Node, mode: PullMode, addresses: Vec<String>) -> Pull {
     Pull {
         source: source.id,
+        source_boot: source.boot,
         source_shard_count: 1,
         mode,
         ceiling: Version::new(Token(1), Seq(1000)),

@@ -11,7 +11,7 @@ use ukai_meta::NodeRecord;
 use ukai_proto::decode::{DecodeError, VecDecoder};
 use ukai_proto::message::{Hello, MessageError, Role};
 use ukai_proto::{
-    ClusterId, Flags, Frame, Header, Incarnation, NodeId, Opcode, ShardIndex, Status,
+    BootId, ClusterId, Flags, Frame, Header, Incarnation, NodeId, Opcode, ShardIndex, Status,
 };
 
 /// One connect or one reply may take so long. A node drains the disk writes of a fenced front
@@ -88,6 +88,8 @@ pub(crate) struct NodeClient {
     frames: VecDeque<Frame<Vec<u8>>>,
     buffer: Vec<u8>,
     next_tag: u64,
+    /// Boot of the node's machine, as it said.
+    pub(crate) boot: BootId,
 }
 
 impl NodeClient {
@@ -121,6 +123,7 @@ impl NodeClient {
                 frames: VecDeque::new(),
                 buffer: vec![0; RECEIVE_BYTES],
                 next_tag: 1,
+                boot: BootId::NIL,
             };
             match client.hello(cluster, record.node, shard).await {
                 Ok(()) => return Ok(client),
@@ -164,6 +167,7 @@ impl NodeClient {
         if answer.shard != shard {
             return Err(ClientError::Refused(Status::WrongShard));
         }
+        self.boot = answer.incarnation.boot;
         Ok(())
     }
 

@@ -235,6 +235,9 @@ pub enum PullMode {
 pub struct Pull {
     /// Where to fetch from.
     pub source: NodeId,
+    /// The boot under which the source counts as in-sync: after another one it may have lost what was
+    /// not flushed, and must not be copied from.
+    pub source_boot: BootId,
     /// Shards of the source (its chunk routing).
     pub source_shard_count: u16,
     /// Which sectors to take.
@@ -253,6 +256,7 @@ const PULL_ADDRESS_BYTES_MAX: usize = 200;
 #[repr(C)]
 struct RawPull {
     source: [u8; 16],
+    source_boot: [u8; 16],
     ceiling_seq: U64,
     ceiling_token: U32,
     source_shard_count: U16,
@@ -269,6 +273,7 @@ impl Pull {
         let address_count = self.addresses.len() as u8;
         let mut out = RawPull {
             source: self.source.0,
+            source_boot: self.source_boot.0,
             ceiling_seq: self.ceiling.seq.0.into(),
             ceiling_token: self.ceiling.token.0.into(),
             source_shard_count: self.source_shard_count.into(),
@@ -312,6 +317,7 @@ impl Pull {
         }
         Ok(Self {
             source: NodeId(raw.source),
+            source_boot: BootId(raw.source_boot),
             source_shard_count: raw.source_shard_count.get(),
             mode,
             ceiling: Version::new(Token(raw.ceiling_token.get()), Seq(raw.ceiling_seq.get())),
@@ -584,6 +590,7 @@ mod tests {
     fn pull_round_trips() {
         let pull = Pull {
             source: NodeId([2; 16]),
+            source_boot: BootId([9; 16]),
             source_shard_count: 2,
             mode: PullMode::Mirror,
             ceiling: Version::new(Token(4), Seq(77)),

@@ -6,7 +6,7 @@ use super::storage::Storage;
 use crate::disk::api::{OpId, StoreReply};
 use ukai_proto::limits::CHUNK_LIST_MAX;
 use ukai_proto::message::{Pulled, chunk_list, crc_table, sector_states};
-use ukai_proto::{Buffer, ChunkIndex, Flags, Opcode, SectorInChunk, Status};
+use ukai_proto::{Buffer, ChunkIndex, Flags, Opcode, SectorInChunk, Seq, Status};
 
 impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
     /// The store answered.
@@ -63,10 +63,17 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         };
         match reply {
             StoreReply::Failed { status, sector } => self.fail(request, status, sector, out),
-            StoreReply::Read { crcs, data } => {
+            StoreReply::Read { newest, crcs, data } => {
                 let data = OutData::from(data);
                 let aux = crc_table(service_ns, crcs.into_iter());
-                self.done(now, request, aux, zeroes(&data), data, out);
+                let flags = zeroes(&data);
+                // What earlier tokens wrote was reconciled before this one could read it.
+                let seq = if newest.token == header.token {
+                    newest.seq
+                } else {
+                    Seq(0)
+                };
+                self.done_at(request, aux, flags, data, seq, out);
             }
             StoreReply::ReadVersioned { states, data } => {
                 let data = OutData::from(data);
@@ -79,6 +86,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                     self.fail(request, Status::StaleToken, header.sector, out);
                     return;
                 }
+                self.store.resumed(volume, token, header.seq);
                 let (chunks, more) = self
                     .store
                     .open_intents(volume, header.chunk, CHUNK_LIST_MAX);
@@ -198,12 +206,27 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         data: OutData<B>,
         out: &mut Vec<ShardAction<B>>,
     ) {
+        let seq = request.header.seq;
+        self.done_at(request, aux, flags, data, seq, out);
+    }
+
+    /// As [`ShardCore::done`], with the sequence number that the reply tells.
+    fn done_at(
+        &mut self,
+        request: Request,
+        aux: Vec<u8>,
+        flags: Flags,
+        data: OutData<B>,
+        seq: Seq,
+        out: &mut Vec<ShardAction<B>>,
+    ) {
         let header = &request.header;
         self.counters
             .answered(header.opcode, Status::Ok, header.count);
         if self.sessions.answered(request.conn, header) {
             let mut reply = header.reply(Status::Ok);
             reply.flags = reply.flags.with(flags);
+            reply.seq = seq;
             let frame = OutFrame::new(reply, aux, data);
             let conn = request.conn;
             out.push(ShardAction::Send { conn, frame });

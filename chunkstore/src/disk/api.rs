@@ -146,6 +146,8 @@ pub enum ReadData<B> {
 pub enum StoreReply<B> {
     /// READ.
     Read {
+        /// Highest version among the sectors.
+        newest: Version,
         /// Checksum of each sector.
         crcs: Vec<u32>,
         /// Content.
@@ -296,6 +298,8 @@ pub trait StoreView {
     fn settled(&mut self, volume: VolumeId, token: Token, seq: Seq);
     /// Up to where that was said last.
     fn settled_up_to(&self, volume: VolumeId) -> Version;
+    /// The front of `token` has fenced this run: all that it sent to earlier runs is at or below `seq`.
+    fn resumed(&mut self, volume: VolumeId, token: Token, seq: Seq);
     /// (used, total) slots.
     fn slots(&self) -> (u64, u64);
 }

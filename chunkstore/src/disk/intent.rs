@@ -1,9 +1,10 @@
 //! Open intents: chunks that may have data on disk, or on other replicas, that the log does not know.
 
 use super::commit::GroupId;
+use super::control::unknown_version;
 use std::collections::BTreeMap;
 use ukai_proto::message::ChunkRange;
-use ukai_proto::{ChunkIndex, Token, Version, VolumeId};
+use ukai_proto::{ChunkIndex, Seq, Token, Version, VolumeId};
 
 /// One open chunk.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -54,6 +55,16 @@ impl Intents {
         self.map.retain(|(of, chunk), _| {
             *of != volume || *chunk < range.start || u64::from(chunk.0) >= end
         });
+    }
+
+    /// What a recovery could not know of the intents of `token`: their last write was at most `seq`.
+    pub(super) fn resumed(&mut self, volume: VolumeId, token: Token, seq: Seq) {
+        let range = (volume, ChunkIndex(0))..=(volume, ChunkIndex(u32::MAX));
+        for (_, intent) in self.map.range_mut(range) {
+            if intent.last_version == unknown_version(token) {
+                intent.last_version = Version::new(token, seq);
+            }
+        }
     }
 
     /// The next few open chunks, going round and round.

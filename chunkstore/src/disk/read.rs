@@ -1,6 +1,7 @@
 //! READ, READ_VERSIONED, LIST, and the verifying of scrub.
 
 use super::api::{DiskOp, IoId, ReadData, StoreAction, StoreReply};
+use super::control::unknown_version;
 use super::directory::Entry;
 use super::layout::{BLOCK_BYTES_U32, SlotIndex};
 use super::op::{Io, Kind, Op, Span};
@@ -10,10 +11,20 @@ use super::store::{Step, Store};
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::SECTOR_BYTES;
 use ukai_proto::message::SectorState;
-use ukai_proto::{Buffer, Status};
+use ukai_proto::{Buffer, Status, Version};
 
 fn is(state: &SectorState, flag: u16) -> bool {
     state.flags & flag != 0
+}
+
+/// The highest version among sectors. Content whose record was lost belongs to a write that nobody
+/// has numbered here: it counts as the last one of its token.
+fn newest(states: &[SectorState]) -> Version {
+    let versions = states.iter().map(|state| match state.version {
+        Version { token, .. } if is(state, SectorState::ADOPTED) => unknown_version(token),
+        version => version,
+    });
+    versions.max().unwrap_or(Version::ZERO)
 }
 
 impl<B: Buffer> Store<B> {
@@ -66,6 +77,7 @@ impl<B: Buffer> Store<B> {
             } else {
                 let crcs = held.iter().map(|state| state.crc).collect();
                 StoreReply::Read {
+                    newest: newest(&held),
                     crcs,
                     data: ReadData::Zeroes,
                 }
@@ -251,7 +263,8 @@ impl<B: Buffer> Store<B> {
             },
             None => {
                 let crcs = states.iter().map(|state| state.crc).collect();
-                StoreReply::Read { crcs, data }
+                let newest = newest(&states);
+                StoreReply::Read { newest, crcs, data }
             }
         }
     }

@@ -69,6 +69,10 @@ impl<B> StoreView for Store<B> {
         held.map_or(Version::ZERO, |held| held.settled)
     }
 
+    fn resumed(&mut self, volume: VolumeId, token: Token, seq: Seq) {
+        self.intents.resumed(volume, token, seq);
+    }
+
     fn slots(&self) -> (u64, u64) {
         let used = self.directory.volumes.values().map(|held| held.slots).sum();
         (used, self.geometry.slots.into())

@@ -100,6 +100,7 @@ pub(crate) struct Node {
     child: Child,
     pub(crate) id: NodeId,
     pub(crate) cluster: ClusterId,
+    pub(crate) boot: BootId,
     /// Addresses of each shard: TCP, then Unix.
     pub(crate) shards: Vec<Vec<String>>,
 }
@@ -128,11 +129,13 @@ impl Node {
             child,
             id,
             cluster: ClusterId::NIL,
+            boot: BootId::NIL,
             shards,
         };
         // A node tells its cluster even to those who name the wrong one.
         let reply = Client::dial(&node.shards[0][0]).hello(&node, 0, |_| {});
-        node.cluster = Hello::decode(&reply.aux).expect("identity").cluster;
+        let identity = Hello::decode(&reply.aux).expect("identity");
+        (node.cluster, node.boot) = (identity.cluster, identity.incarnation.boot);
         node
     }
 

@@ -40,6 +40,8 @@ pub(crate) struct Front {
     pub(crate) ended: bool,
     /// Guests are served.
     pub(crate) ready: bool,
+    /// What earlier fronts left is equal on all replicas.
+    reconciled: bool,
     pub(crate) started: u64,
     pub(crate) token: u32,
     control: ControlCore,
@@ -91,6 +93,7 @@ impl World {
             alive: true,
             ended: false,
             ready: false,
+            reconciled: false,
             started: self.queue.now(),
             token: 0,
             control: ControlCore::new(config, Arc::clone(&seq)),
@@ -155,6 +158,15 @@ impl World {
         for action in out {
             self.control_action(front, action);
         }
+        let state = &mut self.fronts[front];
+        if !state.reconciled && state.control.is_reconciled() {
+            state.reconciled = true;
+            let started = state.started;
+            for node in &mut self.nodes {
+                // Fenced and reconciled: equal to the others again.
+                node.suspect_since = node.suspect_since.filter(|at| *at >= started);
+            }
+        }
     }
 
     fn control_action(&mut self, front: FrontIndex, action: ControlAction) {
@@ -212,11 +224,6 @@ impl World {
         for lane in 0..lanes {
             let core = LaneCore::new(lane_id(lane), Arc::clone(&state.seq), LaneLimits::default());
             state.lanes.push(core);
-        }
-        let started = state.started;
-        for node in &mut self.nodes {
-            // Fenced and reconciled: equal to the others again.
-            node.suspect_since = node.suspect_since.filter(|at| *at >= started);
         }
         for lane in 0..lanes {
             self.control(front, ControlEvent::LaneAdded(lane_id(lane)));

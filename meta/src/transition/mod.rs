@@ -1,8 +1,8 @@
 //! The legal changes of a volume's configuration, as pure functions from a map to the next one.
 //!
 //! Each gives a [`MapUpdate`]: the next map and the transaction that makes it true, conditional on
-//! the version of the head (I5). Every one makes a new generation; [`attach`] and [`begin_delete`]
-//! also a new token. What is not in these tables is an error and changes nothing.
+//! the version of the head (I5). Every one makes a new generation; [`attach`], [`renew`] and
+//! [`begin_delete`] also a new token. What is not in these tables is an error and changes nothing.
 //!
 //! **Replica of one chunk on one node** (stored state). "=": stays as it is. An operation on a range
 //! applies to the chunks where it means something; if there is none, it is
@@ -37,6 +37,7 @@
 //! |-|-|-|-|
 //! | [`attach`] | attached | by another: error unless forced or its host has rebooted | error |
 //! | [`detach`] | error | detached | error |
+//! | [`renew`] | error | attached, next token | error |
 //! | [`resize`] | larger | larger | error |
 //! | [`begin_delete`] | deleting | error | = |
 //! | [`add_location`] | ok | ok | error |
@@ -241,6 +242,16 @@ pub fn attach(map: &VolumeMap, by: Attach, force: bool) -> Result<MapUpdate, Tra
     }
     let mut next = map.clone();
     next.head.attach = Some(by);
+    next_token(&mut next)?;
+    finish(map, next)
+}
+
+/// The holder takes a new token: nodes then refuse whatever it sent under the old one.
+pub fn renew(map: &VolumeMap) -> Result<MapUpdate, TransitionError> {
+    if map.head.attach.is_none() {
+        return Err(TransitionError::NotAttached);
+    }
+    let mut next = map.clone();
     next_token(&mut next)?;
     finish(map, next)
 }

@@ -142,6 +142,7 @@ impl Clients {
         let addresses = source.shard_addresses.get(usize::from(from.0));
         let pull = Pull {
             source: source.node,
+            source_boot: self.get(source, from).await?.boot,
             source_shard_count: source.shard_count,
             mode: PullMode::Repair,
             ceiling: Version::ZERO,

@@ -189,6 +189,16 @@ pub enum LaneReport {
         /// Where in the chunk.
         sector: SectorInChunk,
     },
+    /// A write failed although some replica may have it: the token is to be renewed.
+    Abandoned {
+        /// Of what it was a part.
+        chunk: ChunkIndex,
+    },
+    /// The guest wants a chunk that is not reconciled yet.
+    Touched {
+        /// Which.
+        chunk: ChunkIndex,
+    },
     /// A node knows a newer generation: re-read the map.
     StaleMap,
     /// A node knows a higher token: stop for good.
@@ -222,6 +232,11 @@ pub enum LaneOrder {
         epoch: u64,
         /// The configuration.
         config: Arc<LaneConfig>,
+    },
+    /// Replicas of these chunks are equal: they may be touched.
+    Reconciled {
+        /// Which.
+        chunks: Vec<ChunkIndex>,
     },
     /// Fail everything, now and later: the front was fenced or gives up.
     Fail,

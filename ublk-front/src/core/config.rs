@@ -1,8 +1,10 @@
 //! One configuration as lanes use it: the map, compiled for the hot path.
 
-use super::api::{Peer, PeerIndex};
-use std::collections::BTreeMap;
+use super::api::{Now, Peer, PeerIndex};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::{Durability, ReplicaState};
 use ukai_proto::limits::SECTOR_BYTES;
@@ -25,7 +27,41 @@ pub struct NodeEntry {
     /// The run that control fenced. A lane uses no connection to another run: it may have lost
     /// writes with a power cut, and must be recorded stale first (I10).
     pub incarnation: Option<Incarnation>,
+    /// When it last admitted our token.
+    pub heard: Heard,
 }
+
+/// When a node was last asked something that it answered under our token: written by control,
+/// read by lanes. Nanoseconds of their common clock.
+#[derive(Clone, Debug, Default)]
+pub struct Heard(Arc<AtomicU64>);
+
+impl Heard {
+    /// A question of this time was answered.
+    pub fn answered(&self, asked: Now) {
+        self.0.fetch_max(asked.0, Ordering::Relaxed);
+    }
+
+    /// The time of the latest one.
+    #[must_use]
+    pub fn asked(&self) -> Now {
+        Now(self.0.load(Ordering::Relaxed))
+    }
+}
+
+impl PartialEq for Heard {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Heard {}
+
+/// A front answers reads only while every node that its configuration writes the chunk to has
+/// admitted its token so recently. A front that takes a volume over by force, and cannot fence all
+/// nodes, waits so long before it serves: by then its predecessor cannot read any more from the ones
+/// that it could not fence. See `docs/protocol.md`, "Read lease".
+pub const READ_LEASE: Duration = Duration::from_secs(6);
 
 /// Replicas of one set, compiled.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -57,6 +93,9 @@ pub struct LaneConfig {
     pub peers: Arc<Vec<Peer>>,
     /// By [`NodeSlot`].
     pub nodes: Vec<NodeEntry>,
+    /// Chunks whose replicas may differ by what earlier fronts wrote: not to be touched before
+    /// [`super::api::LaneOrder::Reconciled`].
+    pub unreconciled: BTreeSet<ChunkIndex>,
     sets: BTreeMap<u16, CompiledSet>,
 }
 
@@ -119,9 +158,22 @@ impl LaneConfig {
             through: head.durability == Durability::Through,
             peers,
             nodes,
+            unreconciled: BTreeSet::new(),
             sets,
             map,
         }
+    }
+
+    /// May what a replica of the chunk says be told to the guest? One replica alone speaks for itself:
+    /// nobody could have taken the volume without fencing it.
+    #[must_use]
+    pub fn may_read(&self, now: Now, chunk: ChunkIndex) -> bool {
+        let write = &self.set_of(chunk).write;
+        let heard = |slot: &NodeSlot| {
+            let asked = self.nodes[usize::from(slot.0)].heard.asked();
+            now.since(asked) <= READ_LEASE
+        };
+        write.len() == 1 || write.iter().all(heard)
     }
 
     /// Replicas of a chunk.

@@ -2,6 +2,7 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers of a test
 
 use super::api::*;
+use super::config::READ_LEASE;
 use super::fixture::*;
 use super::{ControlConfig, ControlCore, SharedSeq};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,8 @@ struct World {
     differ: BTreeSet<ChunkIndex>,
     seen: Vec<(PeerIndex, Opcode, ChunkIndex)>,
     pulls: Vec<(PeerIndex, ChunkIndex, Pull)>,
+    pulls_answered: bool,
+    hung: BTreeSet<PeerIndex>,
     meta_down: bool,
     /// The volume's records are gone.
     deleted: bool,
@@ -51,6 +54,8 @@ impl World {
             differ: BTreeSet::new(),
             seen: Vec::new(),
             pulls: Vec::new(),
+            pulls_answered: true,
+            hung: BTreeSet::new(),
             meta_down: false,
             deleted: false,
             orders: Vec::new(),
@@ -58,6 +63,13 @@ impl World {
             ready: false,
             ended: None,
         }
+    }
+
+    /// Before the start.
+    fn config_mut(&mut self, edit: impl FnOnce(&mut ControlConfig)) {
+        let mut config = ControlConfig::new(VOLUME, holder());
+        edit(&mut config);
+        self.core = ControlCore::new(config, Arc::new(SharedSeq::default()));
     }
 
     fn serving() -> Self {
@@ -136,7 +148,7 @@ impl World {
                     LaneOrder::Install { epoch, .. } => {
                         Some(LaneReport::Installed { epoch: *epoch })
                     }
-                    LaneOrder::Fail => None,
+                    LaneOrder::Reconciled { .. } | LaneOrder::Fail => None,
                 };
                 self.orders.push(order);
                 if let Some(report) = report.filter(|_| !self.lane_stuck) {
@@ -155,6 +167,13 @@ impl World {
             Opcode::WrittenSince => {
                 chunk_list(&self.written.get(&peer).cloned().unwrap_or_default())
             }
+            Opcode::Pull if !self.pulls_answered => {
+                self.pulls
+                    .push((peer, header.chunk, Pull::decode(aux).unwrap()));
+                return None;
+            }
+            // Hung: connected, and silent.
+            Opcode::Settled if self.hung.contains(&peer) => return None,
             Opcode::Pull => {
                 self.pulls
                     .push((peer, header.chunk, Pull::decode(aux).unwrap()));
@@ -197,6 +216,15 @@ impl World {
         self.map.replicas(ChunkIndex(0)).on(node)
     }
 
+    /// What the latest installation kept lanes from touching.
+    fn unreconciled(&self) -> Vec<ChunkIndex> {
+        let installed = self.orders.iter().rev().find_map(|order| match order {
+            LaneOrder::Install { config, .. } => Some(config),
+            _ => None,
+        });
+        installed.unwrap().unreconciled.iter().copied().collect()
+    }
+
     fn count(&self, opcode: Opcode) -> usize {
         self.seen
             .iter()
@@ -225,13 +253,40 @@ fn attach_takes_a_token_and_fences_every_node() {
 }
 
 #[test]
-fn open_intents_are_reconciled_both_ways_before_serving() {
+fn open_intents_are_reconciled_both_ways_and_attach_does_not_wait() {
     let mut world = World::new(fresh());
     world
         .intents
         .insert(PEER_B, vec![ChunkIndex(3), ChunkIndex(99)]);
+    world.pulls_answered = false;
     world.event(ControlEvent::Start);
-    assert!(world.ready);
+    assert!(world.ready && !world.core.is_reconciled());
+    world.event(ControlEvent::LaneAdded(LaneId(0)));
+    assert_eq!(
+        world.unreconciled(),
+        [ChunkIndex(3)],
+        "lanes do not touch it"
+    );
+    // A copy of what is not equal yet could take the wrong side of it.
+    world.map = committed(transition::add_location(&world.map, ALL, C).unwrap());
+    world.up.insert(PEER_C);
+    world.event(ControlEvent::MapChanged);
+    assert!(
+        world
+            .pulls
+            .iter()
+            .all(|(_, _, pull)| pull.mode == PullMode::Newer)
+    );
+    world.pulls_answered = true;
+    world.pass(Duration::from_secs(21)); // the unanswered ones are given up and asked again
+    world.pass(Duration::from_secs(1));
+    assert!(world.core.is_reconciled());
+    let told = |order: &LaneOrder| match order {
+        LaneOrder::Reconciled { chunks } => chunks.as_slice() == [ChunkIndex(3)],
+        _ => false,
+    };
+    assert_eq!(world.orders.iter().filter(|order| told(order)).count(), 1);
+    world.pulls.truncate(2);
     let mut pulls: Vec<_> = world
         .pulls
         .iter()
@@ -553,4 +608,73 @@ fn detach_flushes_settles_and_gives_back() {
     );
     assert_eq!(world.ended, Some(Ok(())));
     assert_eq!(world.map.head.attach, None);
+}
+
+/// The one corner where a take-over waits: a node that cannot be fenced may serve the former front's
+/// reads until that front has not heard from the fenced ones for as long as its lease.
+#[test]
+fn a_forced_attach_waits_for_the_read_lease_if_a_node_cannot_be_fenced() {
+    let other = ukai_meta::Attach {
+        host: "h2".into(),
+        ..holder()
+    };
+    let held = committed(transition::attach(&fresh(), other, false).unwrap());
+    for (former_is_dead, waits) in [(false, true), (true, false)] {
+        let mut world = World::new(held.clone());
+        world.config_mut(|config| {
+            config.force = true;
+            config.former_is_dead = former_is_dead;
+        });
+        world.up.remove(&PEER_B);
+        world.event(ControlEvent::Start);
+        world.pass(Duration::from_secs(5));
+        assert_eq!(world.state(B), Some(ReplicaState::Stale));
+        assert_eq!(world.ready, !waits);
+        world.pass(READ_LEASE);
+        world.pass(Duration::from_millis(100));
+        assert!(world.ready);
+    }
+    // All fenced: no reason to wait.
+    let mut world = World::new(held);
+    world.config_mut(|config| config.force = true);
+    world.event(ControlEvent::Start);
+    assert!(world.ready);
+}
+
+#[test]
+fn a_node_that_hangs_is_recorded_stale_before_the_read_lease_ends() {
+    let mut world = World::serving();
+    world.pass(Duration::from_secs(1));
+    world.hung.insert(PEER_B);
+    let begin = world.now;
+    while world.state(B) == Some(ReplicaState::InSync) {
+        world.pass(Duration::from_millis(100));
+        assert!(world.now.since(begin) < READ_LEASE, "reads would stop");
+    }
+}
+
+#[test]
+fn a_write_that_failed_halfway_gets_a_new_token_and_its_chunk_reconciled() {
+    let mut world = World::serving();
+    let chunk = ChunkIndex(5);
+    world.pulls_answered = false;
+    world.event(ControlEvent::Lane(
+        LaneId(0),
+        LaneReport::Abandoned { chunk },
+    ));
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.map.head.token.0, 2);
+    // Lanes drained before the nodes were fenced, and run under the new token after it.
+    assert_eq!(world.count(Opcode::Fence), 2);
+    assert_eq!(world.unreconciled(), [chunk]);
+    let installed = world.orders.iter().rev().find_map(|order| match order {
+        LaneOrder::Install { config, .. } => Some(config.token.0),
+        _ => None,
+    });
+    assert_eq!(installed, Some(2));
+    world.pulls_answered = true;
+    world.pass(Duration::from_secs(21));
+    world.pass(Duration::from_secs(1));
+    assert!(world.core.is_reconciled());
+    assert!(world.pulls.iter().all(|(_, pulled, _)| *pulled == chunk));
 }

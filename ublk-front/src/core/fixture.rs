@@ -1,7 +1,7 @@
 //! A two-copy volume on two nodes of one shard each, and helpers, for the tests of both cores.
 
 use super::api::{Peer, PeerIndex};
-use super::config::{LaneConfig, NodeEntry};
+use super::config::{Heard, LaneConfig, NodeEntry};
 use std::sync::Arc;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::transition::{self, MapUpdate, NewVolume};
@@ -91,6 +91,7 @@ pub(super) fn config(map: VolumeMap) -> Arc<LaneConfig> {
         first_peer,
         shard_count: 1,
         incarnation: Some(run(1)),
+        heard: Heard::default(),
     };
     let peers = Arc::new(vec![peer(A, "a"), peer(B, "b")]);
     let nodes = vec![entry(A, PEER_A), entry(B, PEER_B)];

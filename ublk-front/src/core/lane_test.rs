@@ -2,6 +2,7 @@
 #![allow(clippy::cast_possible_truncation)] // small numbers of a test
 
 use super::api::*;
+use super::config::{LaneConfig, READ_LEASE};
 use super::fixture::*;
 use super::{LaneCore, LaneLimits, SharedSeq};
 use std::sync::Arc;
@@ -10,32 +11,31 @@ use ukai_meta::transition;
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::SECTOR_BYTES;
 use ukai_proto::message::crc_table;
-use ukai_proto::{Flags, Header, Opcode, Status};
+use ukai_proto::{ChunkIndex, Flags, Header, Opcode, Seq, Status};
 
 struct Bench {
     lane: LaneCore,
+    config: Arc<LaneConfig>,
     out: Vec<LaneAction>,
     now: Now,
 }
 
 impl Bench {
     fn new() -> Self {
-        let lane = LaneCore::new(
-            LaneId(0),
-            Arc::new(SharedSeq::default()),
-            LaneLimits::default(),
-        );
+        Self::with_seq(Arc::new(SharedSeq::default()))
+    }
+
+    fn with_seq(seq: Arc<SharedSeq>) -> Self {
+        let config = config(attached());
         let mut bench = Self {
-            lane,
+            lane: LaneCore::new(LaneId(0), seq, LaneLimits::default()),
+            config: Arc::clone(&config),
             out: Vec::new(),
             now: Now(1),
         };
         bench.up(PEER_A, 1);
         bench.up(PEER_B, 1);
-        bench.order(LaneOrder::Install {
-            epoch: 1,
-            config: config(attached()),
-        });
+        bench.order(LaneOrder::Install { epoch: 1, config });
         bench.out.clear();
         bench
     }
@@ -91,8 +91,20 @@ impl Bench {
             .peer_frame(self.now, *peer, &reply, &[], &[], &mut self.out);
     }
 
-    fn answer_read(&mut self, (peer, header): &(PeerIndex, Header), data: &[u8], crc: u32) {
+    fn answer_read(&mut self, sent: &(PeerIndex, Header), data: &[u8], crc: u32) {
+        self.answer_read_of(sent, data, crc, Seq(0));
+    }
+
+    /// With the highest sequence number that the sectors have.
+    fn answer_read_of(
+        &mut self,
+        (peer, header): &(PeerIndex, Header),
+        data: &[u8],
+        crc: u32,
+        seq: Seq,
+    ) {
         let mut reply = header.reply(Status::Ok);
+        reply.seq = seq;
         reply.flags = reply.flags.with(Flags::DATA);
         assert!(self.lane.read_target(&reply).is_some());
         let aux = crc_table(0, std::iter::once(crc));
@@ -413,5 +425,125 @@ fn an_old_generation_waits_for_the_next_installation() {
     let again = bench.sent();
     assert_eq!(again.len(), 1);
     bench.answer(&again[0], Status::Ok);
+    assert_eq!(bench.completed(), [(0, Ok(()))]);
+}
+
+/// I7: what only one replica has may vanish with it.
+#[test]
+fn a_read_of_a_write_in_flight_is_told_when_every_replica_has_the_write() {
+    let mut bench = Bench::new();
+    bench.write(0, 8);
+    let writes = bench.sent();
+    bench.answer(&writes[0], Status::Ok);
+    bench.guest(1, GuestOp::Read, 8, 1);
+    let read = bench.sent();
+    let data = vec![0; SECTOR_BYTES];
+    bench.answer_read_of(&read[0], &data, crc32c(&data), writes[0].1.seq);
+    assert_eq!(bench.completed(), [], "B has not answered");
+    bench.answer(&writes[1], Status::Ok);
+    let mut done = bench.completed();
+    done.sort_unstable_by_key(|(tag, _)| *tag);
+    assert_eq!(done, [(0, Ok(())), (1, Ok(()))]);
+}
+
+#[test]
+fn a_read_of_another_lanes_write_in_flight_is_asked_again() {
+    let seq = Arc::new(SharedSeq::default());
+    let mut bench = Bench::with_seq(Arc::clone(&seq));
+    let other = seq.take(LaneId(1), None);
+    bench.guest(0, GuestOp::Read, 8, 1);
+    let data = vec![0; SECTOR_BYTES];
+    for _ in 0..3 {
+        let read = bench.sent();
+        assert_eq!(read.len(), 1);
+        bench.answer_read_of(&read[0], &data, crc32c(&data), other);
+        assert_eq!(bench.completed(), []);
+    }
+    seq.ended(LaneId(1), other, None);
+    let read = bench.sent();
+    bench.answer_read_of(&read[0], &data, crc32c(&data), other);
+    assert_eq!(bench.completed(), [(0, Ok(()))]);
+}
+
+#[test]
+fn without_the_read_lease_nothing_is_told_and_a_tick_asks_again() {
+    let mut bench = Bench::new();
+    bench.now = bench.now.after(READ_LEASE + Duration::from_millis(1));
+    bench.guest(0, GuestOp::Read, 8, 1);
+    let read = bench.sent();
+    let data = vec![0; SECTOR_BYTES];
+    bench.answer_read(&read[0], &data, crc32c(&data));
+    assert_eq!((bench.completed(), bench.sent()), (vec![], vec![]));
+    for entry in &bench.config.nodes {
+        entry.heard.answered(bench.now);
+    }
+    bench.lane.tick(bench.now, &mut bench.out);
+    let read = bench.sent();
+    bench.answer_read(&read[0], &data, crc32c(&data));
+    assert_eq!(bench.completed(), [(0, Ok(()))]);
+}
+
+#[test]
+fn what_is_not_reconciled_is_touched_only_after_control_said_so() {
+    let mut bench = Bench::new();
+    let mut config = LaneConfig::new(
+        Arc::clone(&bench.config.map),
+        Arc::clone(&bench.config.peers),
+        bench.config.nodes.clone(),
+        &[A, B],
+    );
+    config.unreconciled.insert(ChunkIndex(0));
+    let config = Arc::new(config);
+    bench.order(LaneOrder::Install { epoch: 2, config });
+    bench.reports();
+    bench.write(0, 8);
+    bench.guest(1, GuestOp::Read, 9, 1);
+    assert_eq!(bench.sent(), []);
+    let chunk = ChunkIndex(0);
+    assert_eq!(bench.reports(), [LaneReport::Touched { chunk }]);
+    // A barrier does not wait for what waits for control.
+    let (epoch, lost) = (3, Vec::new());
+    bench.order(LaneOrder::Prepare { epoch, lost });
+    assert_eq!(bench.reports(), [LaneReport::Prepared { epoch }]);
+    let chunks = vec![chunk];
+    bench.order(LaneOrder::Reconciled { chunks });
+    assert_eq!(bench.sent().len(), 3);
+}
+
+#[test]
+fn a_write_that_fails_halfway_is_abandoned_and_in_flight_until_the_next_token() {
+    let seq = Arc::new(SharedSeq::default());
+    let mut bench = Bench::with_seq(Arc::clone(&seq));
+    bench.write(0, 8);
+    let writes = bench.sent();
+    bench.answer(&writes[0], Status::Ok);
+    bench.now = bench.now.after(Duration::from_secs(121));
+    bench.lane.tick(bench.now, &mut bench.out);
+    assert_eq!(bench.completed(), [(0, Err(GuestError::Io))]);
+    let chunk = ChunkIndex(0);
+    assert!(bench.reports().contains(&LaneReport::Abandoned { chunk }));
+    assert_eq!(seq.settled(), Seq(0));
+    assert!(seq.is_in_flight(writes[0].1.seq));
+}
+
+#[test]
+fn under_a_new_token_everything_unfinished_is_sent_to_every_replica_again() {
+    let mut bench = Bench::new();
+    bench.write(0, 8);
+    let writes = bench.sent();
+    bench.answer(&writes[0], Status::Ok);
+    let (epoch, lost) = (2, vec![B]);
+    bench.order(LaneOrder::Prepare { epoch, lost });
+    // B has fenced the next token before it saw the write: no news of another front.
+    bench.answer(&writes[1], Status::StaleToken);
+    assert_eq!(bench.completed(), []);
+    let renewed = committed(transition::renew(&attached()).unwrap());
+    let config = config(renewed);
+    bench.order(LaneOrder::Install { epoch: 2, config });
+    let again = bench.sent();
+    assert_eq!(again.len(), 2);
+    assert!(again.iter().all(|(_, header)| header.token.0 == 2));
+    bench.answer(&again[0], Status::Ok);
+    bench.answer(&again[1], Status::Ok);
     assert_eq!(bench.completed(), [(0, Ok(()))]);
 }

@@ -5,7 +5,7 @@ use super::config::NodeSlot;
 use super::split::Part;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use ukai_proto::{Opcode, Seq, Status};
+use ukai_proto::{ChunkIndex, Opcode, Seq, Status};
 
 /// What a piece does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +43,9 @@ pub(super) enum TargetState {
     Sent { at: Now, bytes: usize },
     /// Refused for an old generation: to be sent after the next installation.
     Parked,
+    /// A read, answered with what a write in flight on this lane has stored: told to the guest when
+    /// that write has reached every replica (I7).
+    Unsettled(Seq),
     /// Done.
     Acked,
     /// Cannot; control has been told.
@@ -69,6 +72,21 @@ pub(super) struct Piece {
     /// Reads: replicas that could not serve it.
     pub(super) tried: Vec<NodeSlot>,
     pub(super) retries: u8,
+    /// Some replica may have it, whatever was answered.
+    pub(super) sent: bool,
+    /// Reads: answered, but not to be told yet, so often; asked again.
+    pub(super) asked_again: u8,
+}
+
+impl Piece {
+    /// Of a write that fails: may some replica have it, or get it yet, and others not?
+    pub(super) fn may_be_somewhere(&self) -> bool {
+        // Who has no room for a slot has applied nothing.
+        let refused = |t: &Target| t.state == TargetState::Failed(Status::NoSpace);
+        let answered = |t: &Target| matches!(t.state, TargetState::Failed(_));
+        let alone = self.targets.len() == 1 && self.targets.iter().all(answered);
+        self.sent && !alone && !self.targets.iter().all(refused)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -87,6 +105,7 @@ impl Pieces {
             piece.targets.clear();
             piece.tried.clear();
             piece.retries = 0;
+            (piece.sent, piece.asked_again) = (false, 0);
             return index;
         }
         let index = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
@@ -104,6 +123,8 @@ impl Pieces {
             targets: Vec::with_capacity(2),
             tried: Vec::new(),
             retries: 0,
+            sent: false,
+            asked_again: 0,
         });
         index
     }
@@ -153,11 +174,16 @@ impl Pieces {
             .collect()
     }
 
+    /// Live pieces of a request.
+    pub(super) fn of(&self, tag: GuestTag) -> Vec<u32> {
+        let mut indices = self.indices();
+        indices.retain(|index| self.entries[*index as usize].tag == tag);
+        indices
+    }
+
     pub(super) fn drop_of(&mut self, tag: GuestTag) {
-        for index in self.indices() {
-            if self.entries[index as usize].tag == tag {
-                self.remove(index);
-            }
+        for index in self.of(tag) {
+            self.remove(index);
         }
     }
 
@@ -171,6 +197,29 @@ impl Pieces {
             }
         }
         found
+    }
+
+    /// Pieces of a chunk that have something to send.
+    pub(super) fn unsent_of(&self, chunk: ChunkIndex) -> Vec<(u32, usize)> {
+        let mut found = Vec::new();
+        for (index, piece) in (0u32..).zip(&self.entries).filter(|(_, piece)| piece.live) {
+            for (target, t) in piece.targets.iter().enumerate() {
+                if piece.part.chunk == chunk && t.state == TargetState::Unsent {
+                    found.push((index, target));
+                }
+            }
+        }
+        found
+    }
+
+    /// Reads that are to be asked again.
+    pub(super) fn reads_to_ask_again(&self) -> Vec<u32> {
+        (0u32..)
+            .zip(&self.entries)
+            .filter(|(_, piece)| piece.live && piece.asked_again > 0)
+            .filter(|(_, piece)| piece.targets.iter().any(|t| t.state == TargetState::Unsent))
+            .map(|(index, _)| index)
+            .collect()
     }
 
     pub(super) fn unsend(&mut self, peer: PeerIndex) {

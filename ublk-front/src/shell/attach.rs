@@ -176,7 +176,11 @@ pub fn attach(options: &AttachOptions) -> Result<(), AttachError> {
             settings.volume
         )));
     }
-    config.force = options.force || succeeds_dead_front(&*store, volume, &config.attach)?;
+    config.former_is_dead = match succeeds_dead_front(&*store, volume, &config.attach) {
+        Err(_) if options.force => false,
+        dead => name_lock.is_some() && dead?,
+    };
+    config.force = options.force || config.former_is_dead;
     let control_path = control_path(&run_dir, &settings.volume);
     let (listener, socket) = ControlSocket::bind(&control_path).map_err(AttachError::doing(
         format!("listen on {}", control_path.display()),

@@ -14,7 +14,7 @@ use super::event::{PeerId, ShardIdentity};
 use super::session::LIST_SECTORS_MAX;
 use crate::disk::api::{PutRule, SectorRange};
 use decide::Piece;
-use peers::Peers;
+use peers::{Peers, Source};
 use std::collections::{BTreeMap, VecDeque};
 use ukai_proto::message::{Pull, PullMode, Pulled, SectorState};
 use ukai_proto::route::shard_of;
@@ -186,8 +186,13 @@ impl<B: Buffer> Copies<B> {
                 order.header.chunk,
                 order.pull.source_shard_count,
             );
-            let (source, addresses) = (order.pull.source, order.pull.addresses.clone());
-            match self.peers.connect(now, source, shard, &addresses, out) {
+            let source = Source {
+                node: order.pull.source,
+                shard,
+                boot: order.pull.source_boot,
+            };
+            let addresses = order.pull.addresses.clone();
+            match self.peers.connect(now, source, &addresses, out) {
                 Some(peer) => {
                     order.peer = Some(peer);
                     order.progress_at = now;

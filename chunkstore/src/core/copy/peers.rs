@@ -6,7 +6,7 @@ use crate::core::event::{PeerId, ShardIdentity};
 use crate::core::session::hello_to;
 use std::collections::BTreeMap;
 use ukai_proto::message::Hello;
-use ukai_proto::{Frame, Header, NodeId, Opcode, ShardIndex, Status};
+use ukai_proto::{BootId, Frame, Header, NodeId, Opcode, ShardIndex, Status};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
@@ -15,10 +15,18 @@ enum Stage {
     Ready,
 }
 
+/// What an order copies from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Source {
+    pub(super) node: NodeId,
+    pub(super) shard: ShardIndex,
+    /// After another boot it may lack what the order's front counts on.
+    pub(super) boot: BootId,
+}
+
 #[derive(Debug)]
 struct Peer<B> {
-    source: NodeId,
-    shard: ShardIndex,
+    source: Source,
     stage: Stage,
     /// Frames for when it is ready; bounded by the active orders, one LIST each.
     waiting: Vec<Frame<B>>,
@@ -47,15 +55,12 @@ impl<B: ukai_proto::Buffer> Peers<B> {
     pub(super) fn connect(
         &mut self,
         now: u64,
-        source: NodeId,
-        shard: ShardIndex,
+        source: Source,
         addresses: &[String],
         out: &mut Vec<CopyAction<B>>,
     ) -> Option<PeerId> {
         let mut known = self.open.iter_mut();
-        if let Some((id, peer)) =
-            known.find(|(_, peer)| peer.source == source && peer.shard == shard)
-        {
+        if let Some((id, peer)) = known.find(|(_, peer)| peer.source == source) {
             peer.used_at = now;
             return Some(*id);
         }
@@ -66,7 +71,6 @@ impl<B: ukai_proto::Buffer> Peers<B> {
         self.next += 1;
         let peer = Peer {
             source,
-            shard,
             stage: Stage::Connecting,
             waiting: Vec::new(),
             used_at: now,
@@ -75,7 +79,7 @@ impl<B: ukai_proto::Buffer> Peers<B> {
         self.open.insert(id, peer);
         out.push(CopyAction::Connect {
             peer: id,
-            source,
+            source: source.node,
             addresses: addresses.to_vec(),
         });
         Some(id)
@@ -113,7 +117,7 @@ impl<B: ukai_proto::Buffer> Peers<B> {
         };
         if peer.stage == Stage::Connecting {
             peer.stage = Stage::Greeting;
-            let hello = hello_to(identity, peer.source, peer.shard);
+            let hello = hello_to(identity, peer.source.node, peer.source.shard);
             let header = Header::request(Opcode::Hello, 0);
             out.push(CopyAction::Send {
                 peer: id,
@@ -156,8 +160,9 @@ impl<B: ukai_proto::Buffer> Peers<B> {
             && frame.header.status == Status::Ok
             && Hello::decode(&frame.aux).is_ok_and(|hello| {
                 hello.cluster == identity.cluster
-                    && hello.node == peer.source
-                    && hello.shard == peer.shard
+                    && hello.node == peer.source.node
+                    && hello.shard == peer.source.shard
+                    && hello.incarnation.boot == peer.source.boot
             });
         if right {
             peer.stage = Stage::Ready;

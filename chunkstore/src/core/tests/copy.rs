@@ -9,6 +9,7 @@ use ukai_proto::message::{Pull, PullMode, Pulled, SectorState};
 fn order(mode: PullMode, ceiling: u64) -> Vec<u8> {
     Pull {
         source: NodeId([2; 16]),
+        source_boot: BootId([2; 16]),
         source_shard_count: 1,
         mode,
         ceiling: Version::new(Token(1), Seq(ceiling)),
@@ -296,6 +297,7 @@ fn orders_are_bounded_and_bad_ones_refused() {
     assert_eq!(pair.target.replies.len(), PULLS_MAX);
     let own = Pull {
         source: NodeId([1; 16]),
+        source_boot: BootId([1; 16]),
         source_shard_count: 1,
         mode: PullMode::Newer,
         ceiling: Version::ZERO,
@@ -303,6 +305,19 @@ fn orders_are_bounded_and_bad_ones_refused() {
     };
     let reply = pair.target.ask(pull_header(0, 1), own.encode(), None);
     assert_eq!(reply.header.status, Status::BadRequest);
+}
+
+#[test]
+fn a_source_that_rebooted_is_not_copied_from() {
+    let mut pair = fenced();
+    pair.target.core.store.plant(0, 1, 5, 1, 0);
+    // What the source had was lost with its power; the front does not know yet.
+    let mut pull = Pull::decode(&order(PullMode::Mirror, 10)).expect("an order");
+    pull.source_boot = BootId([7; 16]);
+    let tag = pair.target.send(pull_header(0, 1), pull.encode(), None);
+    let (status, _) = finish(&mut pair, tag);
+    assert_eq!(status, Status::PeerFailed);
+    assert_eq!(pair.target.core.store.state(0).version.seq, Seq(5));
 }
 
 #[test]

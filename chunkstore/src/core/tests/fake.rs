@@ -15,6 +15,7 @@ pub(in crate::core) struct FakeStore {
     pub(super) fences: BTreeMap<VolumeId, Fence>,
     pub(super) intents: Vec<ChunkIndex>,
     pub(super) settled: Option<(Token, Seq)>,
+    pub(super) resumed: Option<(Token, Seq)>,
     pub(super) tombstones: Vec<(Generation, u32)>,
     /// Requests wait in `held` instead of being answered.
     pub(super) hold: bool,
@@ -87,7 +88,9 @@ impl FakeStore {
                     };
                 }
                 let crcs = states.iter().map(|state| state.crc).collect();
-                return StoreReply::Read { crcs, data };
+                let newest = states.iter().map(|state| state.version).max();
+                let newest = newest.unwrap_or(Version::ZERO);
+                return StoreReply::Read { newest, crcs, data };
             }
             StoreRequest::ReadVersioned(range) => {
                 let (states, data) = self.read(&range);
@@ -260,6 +263,10 @@ impl StoreView for FakeStore {
     fn settled_up_to(&self, _: VolumeId) -> Version {
         self.settled
             .map_or(Version::ZERO, |(token, seq)| Version::new(token, seq))
+    }
+
+    fn resumed(&mut self, _: VolumeId, token: Token, seq: Seq) {
+        self.resumed = Some((token, seq));
     }
 
     fn slots(&self) -> (u64, u64) {

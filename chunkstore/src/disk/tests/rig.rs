@@ -287,7 +287,7 @@ impl Rig {
 
     pub(super) fn read(&mut self, chunk: u32, sector: u16, count: u16) -> Vec<u64> {
         match self.call(StoreRequest::Read(range(chunk, sector, count))) {
-            StoreReply::Read { crcs, data } => {
+            StoreReply::Read { crcs, data, .. } => {
                 assert_eq!(crcs.len(), usize::from(count));
                 values(&data, count)
             }

@@ -72,7 +72,7 @@ fn requests_in_flight_keep_their_order() {
             assert!(matches!(rig.replies[&op], StoreReply::Done { applied: 4 }));
         }
         let seen = |op| match &rig.replies[&op] {
-            StoreReply::Read { data, crcs } => {
+            StoreReply::Read { data, crcs, .. } => {
                 values(data, u16::try_from(crcs.len()).expect("few"))
             }
             other => panic!("{other:?}"),

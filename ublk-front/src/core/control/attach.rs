@@ -1,27 +1,24 @@
-//! Attach: take the token, fence every node, make chunks with open intents equal.
+//! Attach: take the token, fence every node, begin to serve.
 
 use super::change::Purpose;
-use super::request::Want;
 use super::{ControlCore, Phase};
 use crate::core::api::{ControlAction, ControlError, Now, Presented};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::core::config::READ_LEASE;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use ukai_meta::Attach;
 use ukai_meta::transition::{self, TransitionError};
-use ukai_proto::message::Pulled;
-use ukai_proto::{ChunkIndex, NodeId, SectorInChunk, Seq, Status, Version};
-
-/// Chunks reconciled at a time: enough to keep disks busy, few enough to keep nodes responsive.
-const RECONCILE_WINDOW: usize = 8;
-
-#[derive(Debug, Default)]
-pub(super) struct Reconcile {
-    /// Answers still missing, by chunk, and whether one of them failed.
-    out: BTreeMap<ChunkIndex, (usize, bool)>,
-}
+use ukai_proto::{ChunkIndex, NodeId, Seq, Version};
 
 impl ControlCore {
     pub(super) fn change_attach(&mut self, _now: Now, out: &mut Vec<ControlAction>) {
         let Some(map) = self.map.clone() else { return };
+        let ours = &self.config.attach;
+        let lives = |former: &Attach| {
+            let rebooted = former.host == ours.host && former.boot != ours.boot;
+            former != ours && !rebooted && !self.config.former_is_dead
+        };
+        self.predecessor_may_read |= map.head.attach.as_ref().is_some_and(lives);
         let update = transition::attach(&map, self.config.attach.clone(), self.config.force);
         match update {
             Err(TransitionError::NoChange) => self.reload_wanted = true,
@@ -47,23 +44,30 @@ impl ControlCore {
     }
 
     pub(super) fn drive_fencing(&mut self, now: Now, since: Now, out: &mut Vec<ControlAction>) {
-        let active = self.active_nodes();
-        for node in &active {
-            self.fence_node(now, *node, out);
+        // Those that do not count as well, if they can be reached: a predecessor may not know yet.
+        for node in self.map().nodes() {
+            self.fence_node(now, node, out);
         }
+        let active = self.active_nodes();
         let missing: Vec<NodeId> = active
             .iter()
             .copied()
             .filter(|node| self.all_fenced(*node).is_none())
             .collect();
         if missing.is_empty() {
+            let fenced_since = *self.fenced_since.get_or_insert(now);
             let stale_pending = self.meta.is_some();
-            if !stale_pending {
-                self.phase = Phase::Reconciling;
-                self.drive_reconcile(now, out);
+            let read_ended = now.since(fenced_since) > READ_LEASE || !self.is_read_elsewhere();
+            if !stale_pending && read_ended {
+                self.serve(now, out);
+            } else if !read_ended {
+                let text = "nodes that could not be fenced may still serve reads of the former front; \
+                            waiting until its read lease has ended";
+                self.note(text.into(), out);
             }
             return;
         }
+        self.fenced_since = None;
         if now.since(since) <= self.config.fence_max
             || self.meta.is_some()
             || now < self.meta_retry_at
@@ -80,104 +84,22 @@ impl ControlCore {
         }
     }
 
+    /// May the former front still tell its guest what a node says? Only nodes that are not fenced admit
+    /// it, and only as long as its read lease from the fenced ones lasts.
+    fn is_read_elsewhere(&self) -> bool {
+        let nodes = self.map().nodes();
+        let mut unfenced = nodes
+            .iter()
+            .filter(|node| self.all_fenced(**node).is_none());
+        self.predecessor_may_read && unfenced.next().is_some()
+    }
+
     pub(super) fn fenced_intents(&mut self, node: NodeId, chunks: Vec<ChunkIndex>) {
         self.seen.entry(node).or_default().intents.extend(&chunks);
         if matches!(self.phase, Phase::Fencing { .. }) {
             let count = self.map().chunk_count();
             self.intents
                 .extend(chunks.into_iter().filter(|chunk| chunk.0 < count));
-        }
-    }
-
-    pub(super) fn drive_reconcile(&mut self, now: Now, out: &mut Vec<ControlAction>) {
-        while self.reconcile.out.len() < RECONCILE_WINDOW {
-            let busy = &self.reconcile.out;
-            let next = self
-                .intents
-                .iter()
-                .copied()
-                .find(|chunk| !busy.contains_key(chunk));
-            let Some(chunk) = next else { break };
-            let replicas: Vec<NodeId> = self.map().in_sync(chunk).collect();
-            if replicas.len() < 2 {
-                self.intents.remove(&chunk);
-                continue;
-            }
-            if let Some(node) = replicas
-                .iter()
-                .find(|node| self.all_fenced(**node).is_none())
-            {
-                self.note(
-                    format!("node {} was lost while reconciling", self.name(*node)),
-                    out,
-                );
-                self.reconcile.out.clear();
-                self.phase = Phase::Fencing { since: now };
-                return;
-            }
-            let mut asked = 0;
-            let count = self.map().chunk_sectors();
-            for target in &replicas {
-                for source in replicas.iter().filter(|source| *source != target) {
-                    let peer = self.peer_of(*target, chunk);
-                    let (Some(peer), Some(pull)) = (peer, self.pull_from(*source, chunk, false))
-                    else {
-                        continue;
-                    };
-                    let range = (SectorInChunk(0), u16::try_from(count).unwrap_or(u16::MAX));
-                    self.ask_pull(
-                        now,
-                        peer,
-                        chunk,
-                        range,
-                        &pull,
-                        Want::Reconcile { chunk },
-                        out,
-                    );
-                    asked += 1;
-                }
-            }
-            self.reconcile.out.insert(chunk, (asked, false));
-        }
-        if self.intents.is_empty() && self.reconcile.out.is_empty() {
-            self.serve(now, out);
-        } else if now.since(self.started) > self.config.attach_max * 20 {
-            self.end(Err(ControlError::Reconcile("no end in sight".into())), out);
-        }
-    }
-
-    pub(super) fn reconciled(
-        &mut self,
-        chunk: ChunkIndex,
-        result: Result<&[u8], Status>,
-        out: &mut Vec<ControlAction>,
-    ) {
-        let Some((left, failed)) = self.reconcile.out.get_mut(&chunk) else {
-            return;
-        };
-        *left -= 1;
-        match result.map(Pulled::decode) {
-            Ok(Ok(pulled)) => {
-                self.copied.sectors_copied += pulled.sectors_copied;
-                self.copied.sectors_compared = self
-                    .copied
-                    .sectors_compared
-                    .saturating_add(pulled.sectors_compared);
-            }
-            Ok(Err(_)) => *failed = true,
-            Err(status) => {
-                *failed = true;
-                self.note(
-                    format!("reconcile of chunk {chunk}: {status}; trying again"),
-                    out,
-                );
-            }
-        }
-        if let Some((0, failed)) = self.reconcile.out.get(&chunk).copied() {
-            self.reconcile.out.remove(&chunk);
-            if !failed {
-                self.intents.remove(&chunk);
-            }
         }
     }
 
@@ -193,6 +115,7 @@ impl ControlCore {
         for seen in self.seen.values_mut() {
             seen.in_sync_at = Some(now);
         }
+        self.seq.set_doubted(!self.intents.is_empty());
         self.install(now, out);
         self.note_whole(&BTreeSet::new());
         let head = &Arc::clone(self.map()).head;

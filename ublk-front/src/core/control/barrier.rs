@@ -58,7 +58,8 @@ impl ControlCore {
 
     pub(super) fn drive_barrier(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         let due = !self.is_installed() || self.reinstall;
-        if self.barrier.is_none() && due && !self.awaits_fence(now) {
+        let may_begin = self.is_renewing() || !self.awaits_fence(now);
+        if self.barrier.is_none() && due && may_begin {
             self.reinstall = false;
             self.epoch += 1;
             self.barrier = Some(Barrier {
@@ -67,7 +68,12 @@ impl ControlCore {
             });
             self.order_prepare(out);
         }
-        let lost = self.unreachable_for_lanes();
+        // While nodes fence the next token of this front, lanes count on none; they have drained before.
+        let lost = if self.is_fencing_anew() {
+            BTreeSet::new()
+        } else {
+            self.unreachable_for_lanes()
+        };
         let Some(barrier) = &mut self.barrier else {
             return;
         };
@@ -76,7 +82,8 @@ impl ControlCore {
             self.order_prepare(out);
         }
         let epoch = self.epoch;
-        if self.lanes.values().all(|lane| lane.prepared == epoch) {
+        let drained = self.lanes.values().all(|lane| lane.prepared == epoch);
+        if drained && self.renewal_is_over(now) {
             let lost = self.barrier.take().map(|barrier| barrier.lost);
             let lost = lost.unwrap_or_default();
             self.install(now, out);
@@ -99,8 +106,12 @@ impl ControlCore {
         nodes
     }
 
-    /// Every write before this installation has ended on all nodes but the lost ones.
+    /// Every write before this installation has ended on all nodes but the lost ones. What earlier
+    /// fronts wrote is on all of them only when the last chunk is reconciled.
     pub(super) fn note_whole(&mut self, lost: &BTreeSet<NodeId>) {
+        if !self.intents.is_empty() {
+            return;
+        }
         let generation = self.map().head.generation;
         for entry in self
             .nodes
@@ -146,12 +157,14 @@ impl ControlCore {
     pub(super) fn install(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         self.learn_nodes(now, out);
         self.preference = self.preferred();
-        let config = Arc::new(LaneConfig::new(
+        let mut config = LaneConfig::new(
             Arc::clone(self.map()),
             Arc::clone(&self.peers),
             self.nodes.clone(),
             &self.preference,
-        ));
+        );
+        config.unreconciled.clone_from(&self.intents);
+        let config = Arc::new(config);
         self.ceiling = Version::new(config.token, self.seq.last());
         let before = self.installed.replace(Arc::clone(&config));
         for lane in self.lanes.keys() {

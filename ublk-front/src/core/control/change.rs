@@ -20,6 +20,7 @@ pub(super) enum Purpose {
     Load,
     Attach,
     MarkStale(Vec<NodeId>),
+    Renew,
     Sync(NodeId),
     DropLeaving(NodeId),
     DropHealth(NodeId),
@@ -95,7 +96,10 @@ impl ControlCore {
         if !self.is_installed() {
             return;
         }
-        if self.change_sync(now, out) || self.change_leaving(now, out) {
+        if self.change_token(now, out)
+            || self.change_sync(now, out)
+            || self.change_leaving(now, out)
+        {
             return;
         }
         let map = Arc::clone(self.map());
@@ -244,8 +248,11 @@ impl ControlCore {
             .collect();
         let ours = map.head.attach.as_ref() == Some(&self.config.attach);
         let attached = !matches!(self.phase, Phase::Attaching);
+        let mut renewed = false;
         if let (true, Some(old)) = (attached, &self.map) {
-            if map.head.token != old.head.token {
+            // Only the holder renews: an unknown outcome of ours that did land.
+            renewed = ours && map.head.token > old.head.token && self.phase == Phase::Serving;
+            if map.head.token != old.head.token && !renewed {
                 let detaching = matches!(self.phase, Phase::Detaching { .. });
                 let result = if detaching {
                     Ok(())
@@ -266,6 +273,9 @@ impl ControlCore {
         }
         self.map = Some(Arc::new(map));
         if attached {
+            if renewed {
+                self.token_renewed(now, out);
+            }
             self.learn_nodes(now, out);
         } else if ours {
             self.attached(now, out); // likewise
@@ -281,6 +291,7 @@ impl ControlCore {
                     self.stale_recorded(now, node);
                 }
             }
+            Purpose::Renew => self.token_renewed(now, out),
             Purpose::Sync(node) => self.sync_committed(now, node, out),
             Purpose::DropLeaving(node) => {
                 self.seen.entry(node).or_default().released.clear();

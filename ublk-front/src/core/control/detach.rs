@@ -22,7 +22,7 @@ impl ControlCore {
     pub(super) fn begin_detach(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         match self.phase {
             Phase::Idle | Phase::Attaching => self.end(Ok(()), out),
-            Phase::Fencing { .. } | Phase::Reconciling => {
+            Phase::Fencing { .. } => {
                 self.phase = Phase::Detaching {
                     since: now,
                     step: Step::Commit,
@@ -73,7 +73,7 @@ impl ControlCore {
         };
         if next != step {
             // Settled only if every write of this front reached every replica that takes writes.
-            let whole = self.doubtful().is_empty() && self.seq.settled() == self.seq.last();
+            let whole = self.doubtful().is_empty() && self.seq.announced() == self.seq.last();
             if next == Step::Settle && whole {
                 self.ask_all(now, Opcode::Settled, &Want::Settle, out);
             }

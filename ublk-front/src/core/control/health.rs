@@ -3,14 +3,20 @@
 use super::request::Want;
 use super::{ControlCore, Phase};
 use crate::core::api::{ControlAction, LaneId, Now, Peer, PeerIndex};
-use crate::core::config::NodeEntry;
+use crate::core::config::{Heard, NodeEntry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use ukai_proto::{ChunkIndex, Generation, Incarnation, NodeId, Opcode, ShardIndex, Status};
 
-/// Between round-trip measurements of a node.
-const PING_EVERY: Duration = Duration::from_secs(2);
+/// Between questions whether a node admits our token still: often enough that one lost answer does not
+/// cost the read lease.
+const LEASE_EVERY: Duration = Duration::from_millis(500);
+/// Each so many of them go to all shards of a node, which learn what is settled.
+const SETTLED_EVERY: u64 = 4;
+/// A node that leaves such a question unanswered so long counts as down: it is recorded stale before
+/// the read lease ends ([`crate::core::config::READ_LEASE`]), or reads of the others would stop.
+const SILENT_MAX: Duration = Duration::from_millis(3500);
 /// Between reconsiderations of the read preference: a switch costs a barrier.
 const PREFER_EVERY: Duration = Duration::from_secs(10);
 /// A node must be this much nearer than the present choice to replace it.
@@ -23,6 +29,8 @@ pub(super) struct NodeSeen {
     pub(super) up: BTreeMap<PeerIndex, Incarnation>,
     /// Lanes that report a connection down.
     pub(super) lanes_down: BTreeSet<(LaneId, PeerIndex)>,
+    /// It is connected and does not answer.
+    pub(super) silent: bool,
     /// Since when something is down.
     pub(super) down_since: Option<Now>,
     /// A lane said that the node cannot take part, and with which answer it came.
@@ -75,6 +83,7 @@ impl ControlCore {
                 first_peer,
                 shard_count: record.shard_count,
                 incarnation: None,
+                heard: Heard::default(),
             });
             self.seen
                 .entry(node)
@@ -92,6 +101,7 @@ impl ControlCore {
         let node = self.node_of(peer);
         let seen = self.seen.entry(node).or_default();
         seen.up.insert(peer, incarnation);
+        seen.silent = false;
         self.update_down(now, node);
     }
 
@@ -133,10 +143,17 @@ impl ControlCore {
         }
     }
 
-    fn update_down(&mut self, now: Now, node: NodeId) {
+    /// The node admitted our token when it was asked at that time, or later.
+    pub(super) fn heard(&self, node: NodeId, asked: Now) {
+        if let Some(entry) = self.nodes.iter().find(|entry| entry.node == node) {
+            entry.heard.answered(asked);
+        }
+    }
+
+    pub(super) fn update_down(&mut self, now: Now, node: NodeId) {
         let all_up = self.all_up(node).is_some();
         let seen = self.seen.entry(node).or_default();
-        if all_up && seen.lanes_down.is_empty() {
+        if all_up && seen.lanes_down.is_empty() && !seen.silent {
             seen.down_since = None;
         } else {
             seen.down_since.get_or_insert(now);
@@ -252,7 +269,8 @@ impl ControlCore {
             .filter(unfenced)
             .map(|entry| entry.node)
             .collect();
-        for node in unfenced {
+        let may_fence = self.may_fence();
+        for node in unfenced.into_iter().filter(|_| may_fence) {
             if let Some(run) = self.all_fenced(node) {
                 for entry in self.nodes.iter_mut().filter(|entry| entry.node == node) {
                     entry.incarnation = Some(run);
@@ -272,27 +290,42 @@ impl ControlCore {
             .map(|entry| entry.node)
             .filter(|node| self.is_active(*node) && self.all_fenced(*node).is_none())
             .collect();
-        for node in reconnected {
+        for node in reconnected.into_iter().filter(|_| may_fence) {
             self.fence_node(now, node, out);
         }
-        if now.since(self.ping_at) > PING_EVERY {
-            self.ping_at = now;
-            for index in 0..self.nodes.len() {
-                let (node, peer) = (self.nodes[index].node, self.nodes[index].first_peer);
-                let idle = !self
-                    .requests
-                    .on_peer(peer, |want| matches!(want, Want::Ping(_)));
-                if self.all_up(node).is_some() && idle {
-                    self.ask_plain(now, peer, Opcode::Ping, Want::Ping(node), out);
-                }
-            }
-        }
+        self.ask_leases(now, out);
         if now.since(self.preference_at) > PREFER_EVERY && self.doubtful().is_empty() {
             self.preference_at = now;
             let preferred = self.preferred();
             if preferred != self.preference && self.gains(&preferred) {
                 self.preference = preferred;
                 self.reinstall = true;
+            }
+        }
+    }
+
+    /// Asks fenced nodes whether they admit our token still, and tells them what is settled.
+    fn ask_leases(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        if now.since(self.lease_at) < LEASE_EVERY {
+            return;
+        }
+        self.lease_at = now;
+        self.leases_asked += 1;
+        for index in 0..self.nodes.len() {
+            let (node, first) = (self.nodes[index].node, self.nodes[index].first_peer);
+            if self.all_fenced(node).is_none() {
+                continue;
+            }
+            let is_lease = |want: &Want| *want == Want::Lease(node);
+            if self.requests.is_overdue(now, SILENT_MAX, is_lease) {
+                self.seen.entry(node).or_default().silent = true;
+                self.update_down(now, node);
+            }
+            for peer in self.peers_of(node) {
+                let due = peer == first || self.leases_asked.is_multiple_of(SETTLED_EVERY);
+                if due && !self.requests.on_peer(peer, is_lease) {
+                    self.ask_plain(now, peer, Opcode::Settled, Want::Lease(node), out);
+                }
             }
         }
     }

@@ -8,7 +8,9 @@
 //!
 //! | file | what it decides |
 //! |-|-|
-//! | `attach` | load, take the token, fence all nodes, reconcile open intents |
+//! | `attach` | load, take the token, fence all nodes, wait for a predecessor's read lease |
+//! | `reconcile` | making chunks with open intents equal, on first touch or in turn |
+//! | `renew` | a new token after writes that failed halfway |
 //! | `change` | the next metadata transaction, and what its outcome means |
 //! | `barrier` | prepare and install over all lanes |
 //! | `sync` | filling joining replicas (after an outage, or a new location) |
@@ -21,6 +23,8 @@ mod barrier;
 mod change;
 mod detach;
 mod health;
+mod reconcile;
+mod renew;
 mod request;
 mod status;
 mod sync;
@@ -56,6 +60,8 @@ pub struct ControlConfig {
     pub attach: Attach,
     /// Take the volume even if it is attached elsewhere (the other front is fenced).
     pub force: bool,
+    /// The front that holds the volume is known to be dead: nobody reads under its token any more.
+    pub former_is_dead: bool,
     /// A node that cannot be fenced in this time is recorded stale (attach), if others suffice.
     pub fence_max: Duration,
     /// Attach gives up after this if needed nodes do not answer.
@@ -74,6 +80,7 @@ impl ControlConfig {
             volume,
             attach,
             force: false,
+            former_is_dead: false,
             fence_max: Duration::from_secs(4),
             attach_max: Duration::from_secs(30),
             node_grace: Duration::from_millis(600),
@@ -90,8 +97,6 @@ enum Phase {
     Attaching,
     /// FENCE sent or to be sent; who has answered is in `seen`.
     Fencing { since: Now },
-    /// Making chunks with open intents equal.
-    Reconciling,
     /// Lanes run.
     Serving,
     /// Flushing, settling, giving back.
@@ -131,15 +136,23 @@ pub struct ControlCore {
     /// By node, the generation of the last installation that waited for it: it has all writes sent
     /// under earlier ones.
     whole_since: BTreeMap<NodeId, Generation>,
+    /// Chunks that earlier fronts had open: lanes do not touch them before their replicas were made
+    /// equal.
     intents: BTreeSet<ChunkIndex>,
-    reconcile: attach::Reconcile,
+    reconcile: reconcile::Reconcile,
+    renewal: renew::Renewal,
+    /// A predecessor may live and read from nodes that could not be fenced.
+    predecessor_may_read: bool,
+    /// Since when all nodes that count are fenced.
+    fenced_since: Option<Now>,
     sync: Option<sync::Sync>,
     sync_retry_at: BTreeMap<NodeId, Now>,
     repairs: VecDeque<(NodeId, ChunkIndex, SectorInChunk)>,
     repairs_out: usize,
     preference: Vec<NodeId>,
     preference_at: Now,
-    ping_at: Now,
+    lease_at: Now,
+    leases_asked: u64,
     copied: Pulled,
     notes_given: BTreeSet<String>,
 }
@@ -172,14 +185,18 @@ impl ControlCore {
             ceiling_is_whole: true,
             whole_since: BTreeMap::new(),
             intents: BTreeSet::new(),
-            reconcile: attach::Reconcile::default(),
+            reconcile: reconcile::Reconcile::default(),
+            renewal: renew::Renewal::default(),
+            predecessor_may_read: false,
+            fenced_since: None,
             sync: None,
             sync_retry_at: BTreeMap::new(),
             repairs: VecDeque::new(),
             repairs_out: 0,
             preference: Vec::new(),
             preference_at: Now(0),
-            ping_at: Now(0),
+            lease_at: Now(0),
+            leases_asked: 0,
             copied: Pulled::default(),
             notes_given: BTreeSet::new(),
         }
@@ -247,6 +264,8 @@ impl ControlCore {
                     self.repairs.push_back(repair);
                 }
             }
+            LaneReport::Touched { chunk } => self.touched(chunk),
+            LaneReport::Abandoned { chunk } => self.abandoned(chunk),
             LaneReport::StaleMap => self.reload_wanted = true,
             LaneReport::Fenced => self.end(Err(ControlError::Fenced), out),
             LaneReport::Prepared { epoch } => self.lane_prepared(lane, epoch),
@@ -264,10 +283,10 @@ impl ControlCore {
             Phase::Idle | Phase::Ended => return,
             Phase::Attaching => {}
             Phase::Fencing { since } => self.drive_fencing(now, since, out),
-            Phase::Reconciling => self.drive_reconcile(now, out),
             Phase::Serving => {
                 self.drive_health(now, out);
                 self.drive_barrier(now, out);
+                self.drive_reconcile(now, out);
                 self.drive_sync(now, out);
                 self.drive_repairs(now, out);
             }

@@ -17,8 +17,8 @@ pub(super) enum Want {
     Fence(NodeId),
     /// A generation made known; nobody waits.
     Adopt,
-    /// Round trip.
-    Ping(NodeId),
+    /// The node admits our token still; round trip.
+    Lease(NodeId),
     /// Reconcile after attach: `target` takes what is newer at `source`.
     Reconcile {
         chunk: ChunkIndex,
@@ -61,6 +61,18 @@ impl Requests {
             .values()
             .filter(|waiting| wanted(&waiting.want))
             .count()
+    }
+
+    /// Has a request of this kind been unanswered for longer than `max`?
+    pub(super) fn is_overdue(
+        &self,
+        now: Now,
+        max: Duration,
+        wanted: impl Fn(&Want) -> bool,
+    ) -> bool {
+        self.waiting
+            .values()
+            .any(|waiting| now.since(waiting.sent) > max && wanted(&waiting.want))
     }
 
     pub(super) fn on_peer(&self, peer: PeerIndex, wanted: impl Fn(&Want) -> bool) -> bool {
@@ -115,8 +127,10 @@ impl ControlCore {
         out: &mut Vec<ControlAction>,
     ) {
         let want = Want::Fence(self.node_of(peer));
+        let last = self.seq.last();
         let edit = |header: &mut Header| {
             header.chunk = start;
+            header.seq = last;
             Vec::new()
         };
         self.ask(now, peer, Opcode::Fence, edit, want, out);
@@ -166,10 +180,10 @@ impl ControlCore {
         want: Want,
         out: &mut Vec<ControlAction>,
     ) {
-        let last = self.seq.last();
+        let announced = self.seq.announced();
         let edit = |header: &mut Header| {
             header.seq = if opcode == Opcode::Settled {
-                last
+                announced
             } else {
                 Seq(0)
             };
@@ -187,8 +201,10 @@ impl ControlCore {
     ) -> Option<Pull> {
         let peer = self.peer_of(source, chunk)?;
         let peer = &self.peers[peer.0 as usize];
+        let entry = self.nodes.iter().find(|entry| entry.node == source)?;
         Some(Pull {
             source,
+            source_boot: entry.incarnation?.boot,
             source_shard_count: peer.shard_count,
             mode: if mirror {
                 ukai_proto::message::PullMode::Mirror
@@ -214,7 +230,8 @@ impl ControlCore {
         if waiting.peer != peer || !header.flags.has(Flags::REPLY) {
             return;
         }
-        if header.status == Status::StaleToken {
+        // Of an answer under a token that this front has renewed since, that is no news.
+        if header.status == Status::StaleToken && header.token == self.map().head.token {
             self.end(Err(ControlError::Fenced), out);
             return;
         }
@@ -294,20 +311,28 @@ impl ControlCore {
                     Some(last) if header.flags.has(Flags::MORE) => {
                         self.ask_fence(now, peer, ChunkIndex(last.0.saturating_add(1)), out);
                     }
+                    // Under a token that was renewed since: asked again.
+                    _ if header.token != self.map().head.token => {}
                     _ => {
                         let fenced = self.map().head.generation;
                         let seen = self.seen.entry(node).or_default();
                         seen.fenced.insert(peer, fenced);
+                        self.heard(node, waiting.sent);
                     }
                 }
             }
-            Want::Ping(node) => {
-                if result.is_ok() {
+            Want::Lease(node) => {
+                if header.flags.has(Flags::REPLY) {
+                    self.seen.entry(node).or_default().silent = false;
+                    self.update_down(now, node);
+                }
+                if result.is_ok() && self.peers_of(node).next() == Some(peer) {
                     self.round_trip(node, now.since(waiting.sent));
+                    self.heard(node, waiting.sent);
                 }
             }
             Want::Adopt | Want::Flush | Want::Settle => {}
-            Want::Reconcile { chunk } => self.reconciled(chunk, result, out),
+            Want::Reconcile { chunk } => self.reconciled(now, chunk, result, out),
             Want::List { source } => self.listed(now, peer, source, result, header, out),
             Want::Copy { chunk } => self.chunk_copied(now, chunk, result, out),
             Want::SyncFlush => self.target_flushed(now, result.is_ok(), out),

@@ -9,7 +9,7 @@ use ukai_proto::{Generation, NodeId, Token};
 /// Status of one attached volume.
 #[derive(Clone, Debug, Serialize)]
 pub struct ControlStatus {
-    /// `attaching`, `fencing`, `reconciling`, `serving`, `detaching`, `ended`.
+    /// `attaching`, `fencing`, `serving`, `detaching`, `ended`.
     pub phase: &'static str,
     /// Token of this attach.
     pub token: Token,
@@ -19,6 +19,8 @@ pub struct ControlStatus {
     pub installed: Option<Generation>,
     /// Lanes.
     pub lanes: usize,
+    /// Chunks that an earlier front had open and whose replicas are not yet known to be equal.
+    pub unreconciled: usize,
     /// Nodes that hold replicas.
     pub nodes: Vec<NodeStatus>,
     /// The copy under way.
@@ -68,7 +70,6 @@ impl ControlCore {
         let phase = match self.phase {
             Phase::Idle | Phase::Attaching => "attaching",
             Phase::Fencing { .. } => "fencing",
-            Phase::Reconciling => "reconciling",
             Phase::Serving => "serving",
             Phase::Detaching { .. } => "detaching",
             Phase::Ended => "ended",
@@ -109,6 +110,7 @@ impl ControlCore {
                 .unwrap_or_default(),
             installed: self.installed.as_ref().map(|config| config.generation),
             lanes: self.lanes.len(),
+            unreconciled: self.intents.len(),
             nodes,
             sync: self.sync.as_ref().map(|sync| SyncStatus {
                 node: sync.node,
@@ -121,6 +123,12 @@ impl ControlCore {
         }
     }
 
+    /// Attached, and the replicas of every chunk that earlier fronts had open are equal.
+    #[must_use]
+    pub fn is_reconciled(&self) -> bool {
+        self.is_serving() && self.intents.is_empty()
+    }
+
     /// Nothing joining, stale or leaving, nothing in progress.
     fn is_settled(&self) -> bool {
         use ukai_meta::ReplicaState::InSync;
@@ -128,6 +136,7 @@ impl ControlCore {
         self.is_serving()
             && self.is_installed()
             && self.sync.is_none()
+            && self.intents.is_empty()
             && self.meta.is_none()
             && !self.reload_wanted
             && map.head.health.is_empty()

@@ -115,6 +115,10 @@ impl ControlCore {
     /// A node that has something to be filled, is reachable, and is not to be left alone for now.
     fn next_sync(&self, now: Now) -> Option<Sync> {
         let map = self.map();
+        // A source may still lack what another in-sync replica has.
+        if !self.intents.is_empty() || self.is_renewing() {
+            return None;
+        }
         let doubtful = self.doubtful();
         map.nodes().into_iter().find_map(|node| {
             let paused = self.sync_retry_at.get(&node).is_some_and(|at| now < *at);

@@ -4,8 +4,9 @@ use super::{Gate, LaneCore};
 use crate::core::api::{GuestError, GuestTag, LaneAction, LaneReport, Now};
 use crate::core::config::{LaneConfig, NodeSlot};
 use crate::core::piece::{Kind, Target, TargetState};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use ukai_proto::Status;
+use ukai_proto::{ChunkIndex, Status};
 
 impl LaneCore {
     /// Tells control once that everything in flight has ended or waits only for lost nodes.
@@ -25,8 +26,19 @@ impl LaneCore {
         };
         let drained = self.pieces.live().all(|piece| {
             piece.targets.iter().all(|target| match target.state {
-                TargetState::Acked | TargetState::Failed(_) | TargetState::Parked => true,
-                TargetState::Unsent | TargetState::Sent { .. } => is_lost(target.slot),
+                TargetState::Acked
+                | TargetState::Failed(_)
+                | TargetState::Parked
+                | TargetState::Unsettled(_) => true,
+                // A read that may not be told yet, or a chunk that may not be touched yet, waits for
+                // what this barrier may be about.
+                TargetState::Unsent => {
+                    piece.asked_again > 0
+                        || is_lost(target.slot)
+                        || (piece.kind != Kind::Flush
+                            && self.unreconciled.contains_key(&piece.part.chunk))
+                }
+                TargetState::Sent { .. } => is_lost(target.slot),
             })
         });
         if drained {
@@ -38,14 +50,22 @@ impl LaneCore {
     }
 
     pub(super) fn install(&mut self, now: Now, config: Arc<LaneConfig>, out: &mut Vec<LaneAction>) {
-        if let Some(old) = &self.config {
+        if let Some(old) = self.config.clone() {
             assert_eq!(old.volume, config.volume, "a lane serves one volume");
             assert!(old.generation <= config.generation, "generations only grow");
+            if old.token != config.token {
+                self.begin_again(out);
+            }
         }
         self.config = Some(Arc::clone(&config));
         self.gate = Gate::Open;
+        let unreconciled = config.unreconciled.iter().map(|chunk| (*chunk, false));
+        self.unreconciled = unreconciled.collect();
         for index in self.pieces.indices() {
             let piece = self.pieces.get_mut(index);
+            if !piece.live {
+                continue; // a read that waited for a write that ended just now
+            }
             for target in &mut piece.targets {
                 if target.state == TargetState::Parked {
                     target.state = TargetState::Unsent;
@@ -103,6 +123,40 @@ impl LaneCore {
         }
         for tag in std::mem::take(&mut self.held) {
             self.start(now, tag, out);
+        }
+    }
+
+    /// Under a new token everything unfinished is sent to every replica again: what was sent under the
+    /// old one is refused, and replicas that answered then would hold another version than the rest.
+    fn begin_again(&mut self, out: &mut Vec<LaneAction>) {
+        let mut peers = BTreeSet::new();
+        for index in self.pieces.indices() {
+            self.pieces.renew(index);
+            for target in &mut self.pieces.get_mut(index).targets {
+                if let TargetState::Sent { .. } = target.state {
+                    peers.insert(target.peer);
+                }
+                target.state = TargetState::Unsent;
+            }
+        }
+        for peer in peers {
+            let why = "what it has not answered was sent under the former token";
+            out.push(LaneAction::Disconnect { peer, why });
+        }
+    }
+
+    /// Chunks may be touched from now on.
+    pub(super) fn reconciled(
+        &mut self,
+        now: Now,
+        chunks: &[ChunkIndex],
+        out: &mut Vec<LaneAction>,
+    ) {
+        for chunk in chunks {
+            self.unreconciled.remove(chunk);
+            for (index, target) in self.pieces.unsent_of(*chunk) {
+                self.send(now, index, target, out);
+            }
         }
     }
 

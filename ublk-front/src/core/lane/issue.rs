@@ -2,7 +2,8 @@
 
 use super::{LaneCore, OP_PIECES_MAX};
 use crate::core::api::{
-    BufferPart, GUEST_SECTORS_MAX, GuestError, GuestOp, GuestTag, LaneAction, Now, PeerIndex,
+    BufferPart, GUEST_SECTORS_MAX, GuestError, GuestOp, GuestTag, LaneAction, LaneReport, Now,
+    PeerIndex,
 };
 use crate::core::config::{LaneConfig, NodeSlot};
 use crate::core::piece::{Kind, Piece, Target, TargetState};
@@ -137,6 +138,15 @@ impl LaneCore {
             Kind::Read | Kind::Write { .. } => usize::from(part.count) * SECTOR_BYTES,
             Kind::Zero { .. } | Kind::Flush => 0,
         };
+        if kind != Kind::Flush
+            && let Some(told) = self.unreconciled.get_mut(&part.chunk)
+        {
+            if !std::mem::replace(told, true) {
+                let chunk = part.chunk;
+                out.push(LaneAction::Report(LaneReport::Touched { chunk }));
+            }
+            return;
+        }
         let fenced = config.nodes[usize::from(slot.0)].incarnation;
         let state = self.peer(peer);
         if state.up.is_none() || state.up != fenced {
@@ -152,6 +162,7 @@ impl LaneCore {
         state.bytes_out += bytes;
         let piece = self.pieces.get_mut(index);
         piece.targets[target].state = TargetState::Sent { at: now, bytes };
+        piece.sent = true;
         let wire_tag = self.pieces.wire_tag(index);
         let mut header = Header {
             volume: config.volume,
@@ -165,7 +176,7 @@ impl LaneCore {
             header.count = part.count;
             header.seq = seq;
         }
-        let settled = self.seq.settled().0;
+        let settled = self.seq.announced().0;
         let mut payload = None;
         let aux = match kind {
             Kind::Write { fua } => {

@@ -17,18 +17,21 @@ use super::config::LaneConfig;
 use super::piece::{Kind, Pieces, TargetState};
 use super::seq::SharedSeq;
 use super::stats::LaneStats;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::SECTOR_BYTES;
-use ukai_proto::{Flags, Header, Incarnation, NodeId, Seq, Status};
+use ukai_proto::{ChunkIndex, Flags, Header, Incarnation, NodeId, Seq, Status};
 
 /// Pieces of one long discard or write-zeroes in flight: keeps one request from filling every
 /// connection, and the piece table bounded ([`LANE_DEPTH_MAX`] x this).
 const OP_PIECES_MAX: u16 = 32;
 /// Resends of a piece that a node found damaged on arrival before the node counts as failed.
 const WRITE_RETRIES_MAX: u8 = 3;
+/// Times that a read which may not be told yet is asked again at once; then only by ticks, so that
+/// reads of what hangs do not load the node.
+const ASKED_AGAIN_AT_ONCE_MAX: u8 = 8;
 
 /// Times of a lane.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,6 +102,11 @@ pub struct LaneCore {
     held: VecDeque<GuestTag>,
     /// Sequence numbers in flight.
     seqs: BTreeSet<Seq>,
+    /// Reads that hold what a write in flight has stored (I7), by that write. An entry may outlive
+    /// its read; it goes with the write.
+    unsettled: BTreeMap<Seq, Vec<u32>>,
+    /// Chunks that are not to be touched yet, and whether control was told that the guest wants one.
+    unreconciled: BTreeMap<ChunkIndex, bool>,
     peers: Vec<PeerState>,
     stats: LaneStats,
 }
@@ -117,6 +125,8 @@ impl LaneCore {
             pieces: Pieces::default(),
             held: VecDeque::new(),
             seqs: BTreeSet::new(),
+            unsettled: BTreeMap::new(),
+            unreconciled: BTreeMap::new(),
             peers: Vec::new(),
             stats: LaneStats::default(),
         }
@@ -252,6 +262,11 @@ impl LaneCore {
         self.stats.round_trip(slot, now.since(at));
         match header.status {
             Status::Ok => self.answered(now, index, target, header, aux, payload, out),
+            // Sent to a node that did not count any more when this front renewed its token.
+            Status::StaleToken if matches!(self.gate, Gate::Preparing { .. }) => {
+                self.pieces.get_mut(index).targets[target].state = TargetState::Parked;
+                out.push(LaneAction::Report(LaneReport::StaleMap));
+            }
             Status::StaleToken => self.fenced(now, out),
             Status::StaleMap => {
                 self.pieces.get_mut(index).targets[target].state = TargetState::Parked;
@@ -295,6 +310,7 @@ impl LaneCore {
                 }
                 out.push(LaneAction::Report(LaneReport::Installed { epoch }));
             }
+            LaneOrder::Reconciled { chunks } => self.reconciled(now, &chunks, out),
             LaneOrder::Fail => self.fail(now, out),
         }
     }
@@ -311,14 +327,20 @@ impl LaneCore {
             .ops
             .iter()
             .flatten()
+            // What fails during a barrier could not be told to control before its installation.
+            .filter(|_| !matches!(self.gate, Gate::Preparing { .. }))
             .filter(|op| now.since(op.started) > self.limits.io_hold_max)
             .map(|op| op.io.tag)
             .collect();
         for tag in expired {
-            // The write may still be on some replica: its sequence number stays unsettled, so the
-            // intents of its chunk stay open and a reconcile will look at it.
-            self.pieces.drop_of(tag);
+            for index in self.pieces.of(tag) {
+                self.end_seq(now, index, false, out);
+                self.pieces.remove(index);
+            }
             self.complete(now, tag, Err(GuestError::Io), out);
+        }
+        for index in self.pieces.reads_to_ask_again() {
+            self.send(now, index, 0, out);
         }
         for index in 0..self.peers.len() {
             if self.peers[index].requests_out == 0 && !self.peers[index].backlog.is_empty() {

@@ -1,12 +1,12 @@
 //! From answers to a completed request.
 
-use super::{Gate, LaneCore, WRITE_RETRIES_MAX};
+use super::{ASKED_AGAIN_AT_ONCE_MAX, Gate, LaneCore, WRITE_RETRIES_MAX};
 use crate::core::api::{GuestError, GuestTag, LaneAction, LaneReport, Now};
-use crate::core::piece::{Kind, TargetState};
+use crate::core::piece::{Kind, Target, TargetState};
 use ukai_proto::crc::crc32c;
-use ukai_proto::limits::SECTOR_BYTES;
+use ukai_proto::limits::{SECTOR_BYTES, SEQ_MAX};
 use ukai_proto::message::read_crc_table;
-use ukai_proto::{Flags, Header, Status};
+use ukai_proto::{Flags, Header, Seq, Status};
 
 impl LaneCore {
     #[allow(clippy::too_many_arguments)] // one reply, as it came
@@ -29,9 +29,45 @@ impl LaneCore {
                 self.refused(now, index, target, Status::BadCrc, header, out);
                 return;
             }
+            if !self.may_tell(now, index, target, header.seq, out) {
+                return;
+            }
         }
         self.pieces.get_mut(index).targets[target].state = TargetState::Acked;
         self.check_piece(now, index, out);
+    }
+
+    /// May the guest be told what was read? Not while a write that it shows is still missing on some
+    /// replica (I7: the guest would see it vanish with the replicas that have it), nor without the
+    /// read lease. Then the read waits for the write, or is asked again.
+    fn may_tell(
+        &mut self,
+        now: Now,
+        index: u32,
+        target: usize,
+        newest: Seq,
+        out: &mut Vec<LaneAction>,
+    ) -> bool {
+        let config = self.current();
+        let piece = self.pieces.get_mut(index);
+        let leased = config.may_read(now, piece.part.chunk);
+        if leased && self.seqs.contains(&newest) {
+            piece.targets[target].state = TargetState::Unsettled(newest);
+            self.unsettled.entry(newest).or_default().push(index);
+            return false;
+        }
+        // A node tells SEQ_MAX for content whose record it lost: its write is sent again.
+        let settled = !self.seq.is_in_flight(newest) && newest.0 < SEQ_MAX;
+        if leased && settled {
+            return true;
+        }
+        // Its state is Unsent. A write of another lane takes about as long as asking again; what takes
+        // longer is asked again by every tick.
+        piece.asked_again = piece.asked_again.saturating_add(1);
+        if leased && piece.asked_again <= ASKED_AGAIN_AT_ONCE_MAX && self.gate == Gate::Open {
+            self.send(now, index, target, out);
+        }
+        false
     }
 
     pub(super) fn verified(header: &Header, aux: &[u8], payload: &[u8], bytes: usize) -> bool {
@@ -142,13 +178,9 @@ impl LaneCore {
         result: Result<(), GuestError>,
         out: &mut Vec<LaneAction>,
     ) {
-        let piece = self.pieces.get(index);
-        let (tag, seq, versioned) = (piece.tag, piece.seq, piece.kind.is_versioned());
+        let tag = self.pieces.get(index).tag;
+        self.end_seq(now, index, result.is_ok(), out);
         self.pieces.remove(index);
-        if versioned {
-            self.seqs.remove(&seq);
-            self.seq.ended(self.lane, self.seqs.first().copied());
-        }
         let open = self.gate == Gate::Open;
         let op = self.op(tag);
         op.pieces_live -= 1;
@@ -161,6 +193,42 @@ impl LaneCore {
             self.complete(now, tag, result, out);
         } else if open && !finished {
             self.issue(now, tag, out);
+        }
+    }
+
+    /// A write ends: reads that wait for it may be told, or must be asked again.
+    pub(super) fn end_seq(&mut self, now: Now, index: u32, done: bool, out: &mut Vec<LaneAction>) {
+        let piece = self.pieces.get(index);
+        if !piece.kind.is_versioned() {
+            return;
+        }
+        let seq = piece.seq;
+        let settled = done || !piece.may_be_somewhere();
+        self.seqs.remove(&seq);
+        let oldest = self.seqs.first().copied();
+        if settled {
+            self.seq.ended(self.lane, seq, oldest);
+        } else if self.seq.abandon(self.lane, seq, oldest) {
+            let chunk = piece.part.chunk;
+            out.push(LaneAction::Report(LaneReport::Abandoned { chunk }));
+        } else {
+            out.push(LaneAction::Report(LaneReport::Fenced));
+            self.gate = Gate::Failed;
+        }
+        for read in self.unsettled.remove(&seq).unwrap_or_default() {
+            let piece = self.pieces.get_mut(read);
+            let waits = |t: &Target| t.state == TargetState::Unsettled(seq);
+            let Some(target) = piece.targets.iter().position(waits).filter(|_| piece.live) else {
+                continue; // it went to another replica meanwhile
+            };
+            if done {
+                piece.targets[target].state = TargetState::Acked;
+                self.check_piece(now, read, out);
+            } else {
+                piece.targets[target].state = TargetState::Unsent;
+                piece.asked_again = piece.asked_again.saturating_add(1);
+                // The next tick asks again.
+            }
         }
     }
 

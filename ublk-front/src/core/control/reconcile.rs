@@ -1,0 +1,161 @@
+//! Chunks that earlier fronts had open: their replicas are made equal, on the guest's first touch or in turn.
+//!
+//! Lanes hold requests to such chunks. All pairs of in-sync replicas take what is newer from each other, so
+//! that what is written halfway is everywhere or nowhere before anybody reads it (I7). Meanwhile nothing
+//! counts as settled, nodes keep their intents open, and no copy begins: a crash of this front, or a node
+//! lost now, finds every difference again.
+
+use super::ControlCore;
+use super::request::Want;
+use crate::core::api::{ControlAction, LaneOrder, Now};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use ukai_proto::message::Pulled;
+use ukai_proto::{ChunkIndex, NodeId, SectorInChunk, Status};
+
+/// Chunks reconciled at a time: enough to keep disks busy, few enough to keep nodes responsive.
+const RECONCILE_WINDOW: usize = 8;
+/// Pause after one that failed.
+const RECONCILE_RETRY: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Default)]
+pub(super) struct Reconcile {
+    /// Answers still missing, by chunk, and whether one of them failed.
+    out: BTreeMap<ChunkIndex, (usize, bool)>,
+    /// Wanted by the guest: before all others.
+    touched: BTreeSet<ChunkIndex>,
+    retry_at: Now,
+}
+
+impl ControlCore {
+    pub(super) fn touched(&mut self, chunk: ChunkIndex) {
+        if self.intents.contains(&chunk) {
+            self.reconcile.touched.insert(chunk);
+        }
+    }
+
+    pub(super) fn drive_reconcile(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        if self.intents.is_empty() || now < self.reconcile.retry_at {
+            return;
+        }
+        let mut equal = Vec::new();
+        let first = self.reconcile.touched.iter();
+        let due: Vec<ChunkIndex> = first
+            .chain(&self.intents)
+            .copied()
+            .filter(|chunk| !self.reconcile.out.contains_key(chunk))
+            .collect();
+        for chunk in due {
+            if self.reconcile.out.len() >= RECONCILE_WINDOW {
+                break;
+            }
+            if self.reconcile.out.contains_key(&chunk) {
+                continue; // touched, and seen again in turn
+            }
+            let replicas: Vec<NodeId> = self.map().in_sync(chunk).collect();
+            if replicas.len() < 2 {
+                equal.push(chunk);
+            } else if replicas.iter().all(|node| self.is_taken_on(*node)) {
+                self.reconcile_chunk(now, chunk, &replicas, out);
+            }
+            // Else: its node comes back, or is recorded stale.
+        }
+        self.equal(equal, out);
+    }
+
+    /// Fenced by us, and the run that lanes use.
+    fn is_taken_on(&self, node: NodeId) -> bool {
+        let entry = self.nodes.iter().find(|entry| entry.node == node);
+        let run = self.all_fenced(node);
+        run.is_some() && entry.is_some_and(|entry| entry.incarnation == run)
+    }
+
+    fn reconcile_chunk(
+        &mut self,
+        now: Now,
+        chunk: ChunkIndex,
+        replicas: &[NodeId],
+        out: &mut Vec<ControlAction>,
+    ) {
+        let mut asked = 0;
+        let count = self.map().chunk_sectors();
+        let range = (SectorInChunk(0), u16::try_from(count).unwrap_or(u16::MAX));
+        for target in replicas {
+            for source in replicas.iter().filter(|source| *source != target) {
+                let peer = self.peer_of(*target, chunk);
+                let pull = self.pull_from(*source, chunk, false);
+                if let (Some(peer), Some(pull)) = (peer, pull) {
+                    let want = Want::Reconcile { chunk };
+                    self.ask_pull(now, peer, chunk, range, &pull, want, out);
+                    asked += 1;
+                }
+            }
+        }
+        assert_eq!(
+            asked,
+            replicas.len() * (replicas.len() - 1),
+            "nodes that are up have peers"
+        );
+        self.reconcile.out.insert(chunk, (asked, false));
+    }
+
+    pub(super) fn reconciled(
+        &mut self,
+        now: Now,
+        chunk: ChunkIndex,
+        result: Result<&[u8], Status>,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let Some((left, failed)) = self.reconcile.out.get_mut(&chunk) else {
+            return;
+        };
+        *left -= 1;
+        match result.map(Pulled::decode) {
+            Ok(Ok(pulled)) => {
+                self.copied.sectors_copied += pulled.sectors_copied;
+                let compared = self.copied.sectors_compared;
+                self.copied.sectors_compared = compared.saturating_add(pulled.sectors_compared);
+            }
+            Ok(Err(_)) => *failed = true,
+            Err(status) => {
+                *failed = true;
+                let text = format!("reconcile of chunk {chunk}: {status}; trying again");
+                self.note(text, out);
+            }
+        }
+        if let Some((0, failed)) = self.reconcile.out.get(&chunk).copied() {
+            self.reconcile.out.remove(&chunk);
+            if failed {
+                self.reconcile.retry_at = now.after(RECONCILE_RETRY);
+            } else {
+                self.equal(vec![chunk], out);
+            }
+        }
+    }
+
+    /// The replicas of these chunks are equal: lanes may touch them.
+    fn equal(&mut self, chunks: Vec<ChunkIndex>, out: &mut Vec<ControlAction>) {
+        if chunks.is_empty() {
+            return;
+        }
+        for chunk in &chunks {
+            self.intents.remove(chunk);
+            self.reconcile.touched.remove(chunk);
+        }
+        for lane in self.lanes.keys() {
+            let chunks = chunks.clone();
+            out.push(ControlAction::Order(
+                *lane,
+                LaneOrder::Reconciled { chunks },
+            ));
+        }
+        if self.intents.is_empty() {
+            // Even if nothing is ever written, a settled number above all earlier tokens' must exist, or the
+            // intents would stay open.
+            self.seq.skip();
+            self.seq.set_doubted(false);
+            // From the next barrier on every node is known to have everything before it.
+            self.reinstall = true;
+        }
+    }
+}
