@@ -8,7 +8,7 @@ use common::{World, node_id};
 use serde_json::{Value, json};
 use ukai_meta::transition;
 use ukai_proto::message::{PullMode, SectorState};
-use ukai_proto::{Seq, Token, Version};
+use ukai_proto::{Seq, Status, Token, Version};
 
 fn state(seq: u64, crc: u32, flags: u16) -> SectorState {
     SectorState {
@@ -162,6 +162,20 @@ fn a_write_under_way_is_no_difference() {
     });
     let (code, report) = scrub(&world, &[]);
     assert_eq!((code, &report["different"]), (0, &count(1, 1)), "{report}");
+}
+
+#[test]
+fn a_node_that_does_not_know_the_token_is_told() {
+    let world = world();
+    world.held(3, |held| held.refuse = Some(Status::NotFenced));
+    let ran = world.run(&["scrub", "v"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stdout
+            .contains("n3: refuses: this node has not been fenced"),
+        "{ran:?}"
+    );
+    assert!(ran.stderr.contains("ublk-front settle v"), "{ran:?}");
 }
 
 #[test]

@@ -173,7 +173,7 @@ fn listed(reply: &Frame<Vec<u8>>, token: Token, count: u16) -> Result<Listed, Cl
 pub(super) fn is_stale(error: &ClientError) -> bool {
     matches!(
         error,
-        ClientError::Refused(Status::StaleMap | Status::StaleToken | Status::NotFenced)
+        ClientError::Refused(Status::StaleMap | Status::StaleToken)
     )
 }
 

@@ -87,7 +87,7 @@ fn verdict(report: &Report) -> Result<()> {
         return Err(ToolError::refused(format!(
             "not all replicas of volume {volume} were looked at"
         ))
-        .next("bring the node back, then scrub again"));
+        .next(format!("bring the node back, then scrub again; a node that is not fenced yet is when the volume is attached, or by `ublk-front settle {volume}`")));
     }
     Ok(())
 }

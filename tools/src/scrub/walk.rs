@@ -195,8 +195,10 @@ impl Walk<'_> {
                 .next("try again later; what was repaired stays repaired"));
             }
             Stop::Node(node, error) if *tries > TRIES_MAX => {
-                let name = self.names.name(node);
-                self.report_for(node).problem = Some(format!("{name} does not answer: {error}"));
+                self.report_for(node).problem = Some(match error {
+                    ClientError::Refused(status) => format!("refuses: {status}"),
+                    error => format!("does not answer: {error}"),
+                });
                 self.lost.insert(node);
             }
             Stop::Node(node, _) => self.clients.forget(node),
