@@ -80,6 +80,7 @@ impl Fault {
         let other = (node + 1) % world.nodes.len();
         let (node, other) = (world.nodes[node].member, world.nodes[other].member);
         let zk: Vec<Member> = (0..world.zk.len()).map(|n| world.zk.member(n)).collect();
+        let nodes: Vec<Member> = world.nodes.iter().map(|node| node.member).collect();
         let server = zk[world.rng.random_range(0..zk.len())];
         let all: Vec<Member> = world.net.members().skip(1).collect();
         let but = |one: Member| -> Vec<Member> {
@@ -88,7 +89,7 @@ impl Fault {
                 .filter(|member| *member != one)
                 .collect()
         };
-        let (kind, pairs) = match world.rng.random_range(0..9u32) {
+        let (kind, pairs) = match world.rng.random_range(0..10u32) {
             0 => ("cut: front and node", between(&[host], &[node])),
             1 => ("cut: front to node, one way", vec![(host, node)]),
             2 => ("cut: node to front, one way", vec![(node, host)]),
@@ -96,7 +97,8 @@ impl Fault {
             4 => ("cut: node and ZooKeeper", between(&[node], &zk)),
             5 => ("cut: node and node", between(&[node], &[other])),
             6 => ("cut: front and ZooKeeper", between(&[host], &zk)),
-            7 => ("cut: front and all", between(&[host], &but(host))),
+            7 => ("cut: front and all nodes", between(&[host], &nodes)),
+            8 => ("cut: front and all", between(&[host], &but(host))),
             _ => (
                 "cut: ZooKeeper server and all",
                 between(&[server], &but(server)),
@@ -116,10 +118,16 @@ impl Fault {
             Self::ZooKeeperKill { server, .. } | Self::ZooKeeperStop(server) => Some(*server),
             _ => None,
         };
-        let cuts = |fault: &Self| matches!(fault, Self::Cut { .. });
+        // What both cut would be mended by the first that ends.
+        let cuts = match (self, other) {
+            (Self::Cut { pairs, .. }, Self::Cut { pairs: others, .. }) => {
+                pairs.iter().any(|pair| others.contains(pair))
+            }
+            _ => false,
+        };
         (node(self).is_some() && node(self) == node(other))
             || (server(self).is_some() && server(self) == server(other))
-            || (cuts(self) && cuts(other))
+            || cuts
             || self == other
     }
 
@@ -186,4 +194,23 @@ pub(crate) fn draw_time(world: &mut World) -> Duration {
         world.rng.random_range(5500..10_000)
     };
     Duration::from_millis(ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_on_one_thing_do_not_overlap() {
+        let cut = |from, to| Fault::Cut {
+            kind: "cut",
+            pairs: between(&[Member(from)], &[Member(to)]),
+        };
+        assert!(Fault::NodeKill(1).conflicts(&Fault::NodeStop(1)));
+        assert!(!Fault::NodeKill(1).conflicts(&Fault::NodeStop(2)));
+        assert!(Fault::FrontStop.conflicts(&Fault::FrontStop));
+        assert!(cut(1, 2).conflicts(&cut(2, 1)));
+        assert!(!cut(1, 2).conflicts(&cut(1, 3)));
+        assert!(!cut(1, 2).conflicts(&Fault::ZooKeeperStop(1)));
+    }
 }

@@ -39,6 +39,8 @@ pub(crate) struct Watch {
     pub(crate) writes_refused: AtomicU64,
     /// Reads refused with an error.
     pub(crate) reads_refused: AtomicU64,
+    /// Writes whose connection ended before they were answered.
+    pub(crate) writes_cut: AtomicU64,
     /// Writes that said "no space".
     pub(crate) no_space: AtomicU64,
 }
@@ -170,12 +172,8 @@ impl Guest {
             let stop = self.watch.stop.load(Ordering::Relaxed);
             while !stop && self.open.len() < self.profile.depth {
                 let ask = choose(&mut self.rng, &self.profile.ranges);
-                let sent = send(&mut self.client, &self.recorder, self.token, &ask);
-                match sent {
-                    Ok(Some(open)) => drop(self.open.insert(open.op, open)),
-                    // Somebody else is there; try another place after the next answer.
-                    Ok(None) if !self.open.is_empty() => break,
-                    Ok(None) => self.think(),
+                match send(&mut self.client, &self.recorder, self.token, &ask) {
+                    Ok(open) => drop(self.open.insert(open.op, open)),
                     Err(error) => return self.lost(&error),
                 }
             }
@@ -232,6 +230,9 @@ impl Guest {
 
     /// The connection has ended. What was in flight stays open: it may have happened.
     fn lost(self, error: &std::io::Error) {
+        let writes = self.open.values().filter(|open| open.ask.verb.changes());
+        let writes = writes.count() as u64;
+        self.watch.writes_cut.fetch_add(writes, Ordering::Relaxed);
         if !self.watch.doomed.load(Ordering::Relaxed) {
             self.recorder
                 .complain(format!("a guest lost its connection: {error}"));
@@ -239,17 +240,15 @@ impl Guest {
     }
 }
 
-/// Sends a request, unless it would collide (see [`Recorder::begin`]).
+/// Sends a request.
 pub(crate) fn send(
     client: &mut Client,
     recorder: &Recorder,
     token: u32,
     ask: &Ask,
-) -> std::io::Result<Option<Open>> {
+) -> std::io::Result<Open> {
     let mut data = Vec::new();
-    let Some(open) = recorder.begin(token, ask, &mut data) else {
-        return Ok(None);
-    };
+    let open = recorder.begin(token, ask, &mut data);
     let command = match ask.verb {
         Verb::Read => Command::Read,
         Verb::Write => Command::Write,
@@ -262,7 +261,7 @@ pub(crate) fn send(
     let length = (ask.sectors.end - ask.sectors.start) * SECTOR;
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     client.send(command, flags, open.op, offset, length, &data)?;
-    Ok(Some(open))
+    Ok(open)
 }
 
 /// Records an answer; returns the error number, if it was one.

@@ -57,6 +57,10 @@ struct Args {
     keep: PathBuf,
 }
 
+/// A disk.
+const SCRATCH: &str = "/var/tmp";
+/// Of the scratch folders in it; the process id follows.
+const PREFIX: &str = "ukai-chaos-";
 /// A history takes memory as long as it lasts.
 const VOLUME_MAX: Duration = Duration::from_secs(20 * 60);
 
@@ -65,7 +69,8 @@ fn main() -> ExitCode {
     let seed = args.seed.unwrap_or_else(rand::random);
     println!("seed {seed}");
     // A scratch folder on a disk: nodes refuse file systems in memory.
-    let scratch = PathBuf::from(format!("/var/tmp/ukai-chaos-{}", std::process::id()));
+    remove_leftovers();
+    let scratch = Path::new(SCRATCH).join(format!("{PREFIX}{}", std::process::id()));
     let result = prepare(&scratch).and_then(|story| run(&args, seed, &scratch, story));
     let code = match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,6 +92,23 @@ fn main() -> ExitCode {
     // Everything that uses it has ended with `run`.
     let _ = std::fs::remove_dir_all(&scratch);
     code
+}
+
+/// Folders of runs that were killed.
+fn remove_leftovers() {
+    let Ok(entries) = std::fs::read_dir(SCRATCH) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name
+            .strip_prefix(PREFIX)
+            .and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Somebody else may be at it.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn only_argument(only: &[Scenario]) -> String {

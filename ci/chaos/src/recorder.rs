@@ -2,7 +2,7 @@
 //! judged at once.
 
 use crate::wait::{Outcome, now, setup, setup_at};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::ops::Range;
@@ -88,8 +88,8 @@ struct State {
     next: u64,
     history: History,
     file: BufWriter<File>,
-    /// Under the current token: operation, sectors, does it change them.
-    in_flight: BTreeMap<u64, (Range<u64>, bool)>,
+    /// Under the current token.
+    in_flight: BTreeSet<u64>,
     /// Values that must never be seen: written through a fenced front.
     forbidden: BTreeSet<u64>,
     sums: Sums,
@@ -114,7 +114,7 @@ impl Recorder {
             next: 1,
             history: History::new(Mode::Strict),
             file: BufWriter::new(file),
-            in_flight: BTreeMap::new(),
+            in_flight: BTreeSet::new(),
             forbidden: BTreeSet::new(),
             sums: Sums::default(),
             problem: None,
@@ -163,18 +163,10 @@ impl Recorder {
         state.overwritten = state.token;
     }
 
-    /// An operation begins, unless it reads what is being written or writes what is being read: the
-    /// project's open points say why guests here do not. For writes, `data` gets the contents.
-    pub(crate) fn begin(&self, token: u32, ask: &Ask, data: &mut Vec<u8>) -> Option<Open> {
+    /// An operation begins. For writes, `data` gets the contents.
+    pub(crate) fn begin(&self, token: u32, ask: &Ask, data: &mut Vec<u8>) -> Open {
         let mut state = self.state();
-        let changes = ask.verb.changes();
         let fenced = token < state.token;
-        let overlaps =
-            |range: &Range<u64>| range.start < ask.sectors.end && ask.sectors.start < range.end;
-        let mut flying = state.in_flight.values();
-        if !fenced && flying.any(|(range, other)| *other != changes && overlaps(range)) {
-            return None;
-        }
         let op = state.next;
         state.next += 1;
         let (volume, sector) = (NAME.to_owned(), ask.sectors.start);
@@ -223,17 +215,17 @@ impl Recorder {
         }
         state.push(|t| Event::Invoke { t, op, kind });
         if !fenced {
-            state.in_flight.insert(op, (ask.sectors.clone(), changes));
+            state.in_flight.insert(op);
         }
         state.sums.operations += 1;
-        Some(Open {
+        Open {
             op,
             ask: ask.clone(),
             token,
             fenced,
             stale: fenced && state.overwritten == state.token,
             begun: now(),
-        })
+        }
     }
 
     /// It succeeded; `data` is what was read.

@@ -19,6 +19,7 @@ pub(crate) struct Tally {
     pub(crate) histories: u64,
     writes_refused: u64,
     reads_refused: u64,
+    writes_cut: u64,
     /// Writes that found the nodes full.
     pub(crate) no_space: u64,
     sums: Sums,
@@ -37,6 +38,7 @@ impl Tally {
     pub(crate) fn guests(&mut self, watch: &Watch) {
         self.writes_refused += watch.writes_refused.load(Ordering::Relaxed);
         self.reads_refused += watch.reads_refused.load(Ordering::Relaxed);
+        self.writes_cut += watch.writes_cut.load(Ordering::Relaxed);
         self.no_space += watch.no_space.load(Ordering::Relaxed);
     }
 
@@ -90,6 +92,10 @@ impl fmt::Display for Tally {
             self.writes_refused.to_string(),
         )?;
         row("reads refused", self.reads_refused.to_string())?;
+        row(
+            "writes that lost their connection",
+            self.writes_cut.to_string(),
+        )?;
         row("writes that found no space", self.no_space.to_string())?;
         row("longest guest stall", seconds(*stall_max))
     }

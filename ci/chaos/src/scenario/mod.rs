@@ -52,13 +52,14 @@ pub(crate) enum Scenario {
 }
 
 /// Always first: what fencing is for.
-pub(crate) const FIRST: [Scenario; 1] = [Scenario::Zombie];
+pub(crate) const FIRST: [Scenario; 2] = [Scenario::Zombie, Scenario::ZombieAlone];
 
 /// Those that are drawn, with their weights.
-const DRAWN: [(Scenario, u32); 17] = [
+const DRAWN: [(Scenario, u32); 18] = [
     (Scenario::Fault, 10),
     (Scenario::TwoFaults, 8),
     (Scenario::Zombie, 1),
+    (Scenario::ZombieAlone, 1),
     (Scenario::ForcedAttach, 2),
     (Scenario::FrontKill, 3),
     (Scenario::HandOver, 2),

@@ -125,9 +125,7 @@ fn request(
         sectors,
         fua: false,
     };
-    let sent = send(client, &world.recorder, token, &ask).map_err(broken("fill the disks"))?;
-    // Nobody else works there.
-    let Some(open) = sent else { return Ok(false) };
+    let open = send(client, &world.recorder, token, &ask).map_err(broken("fill the disks"))?;
     let (_, reply) = client.receive().map_err(broken("fill the disks"))?;
     match settle(&world.recorder, &open, reply) {
         Ok(()) => Ok(false),

@@ -6,7 +6,7 @@ use crate::guest::{Guests, broken, send, settle};
 use crate::nbd::Client;
 use crate::net::between;
 use crate::recorder::{Ask, Verb};
-use crate::wait::{Failure, Look, Outcome, last, nap};
+use crate::wait::{Failure, Look, Outcome, last};
 use crate::world::World;
 use rand::RngExt;
 use std::sync::atomic::Ordering;
@@ -116,6 +116,9 @@ pub(super) fn zombie(world: &mut World, isolated: bool) -> Outcome {
     let watch = std::sync::Arc::clone(&guests.watch);
     world.until(REFUSAL_MAX, "the zombie's writes are refused", |_| {
         let refused = watch.writes_refused.load(Ordering::Relaxed);
+        // It may notice what it is, and end, before it has looked at its guests' requests.
+        let cut = watch.writes_cut.load(Ordering::Relaxed);
+        let refused = if isolated { refused } else { refused + cut };
         Ok(if refused > 0 {
             Look::Found(())
         } else if guests.all_gone() {
@@ -151,13 +154,8 @@ fn overwrite(world: &mut World) -> Outcome {
             sectors: range.clone(),
             fua: false,
         };
-        let open = loop {
-            let sent = send(&mut client, &world.recorder, token, &ask);
-            match sent.map_err(broken("write"))? {
-                Some(open) => break open,
-                None => nap(Duration::from_millis(5)),
-            }
-        };
+        let sent = send(&mut client, &world.recorder, token, &ask);
+        let open = sent.map_err(broken("write"))?;
         let (_, reply) = client.receive().map_err(broken("write"))?;
         if let Err(error) = settle(&world.recorder, &open, reply) {
             let text = format!("a write through the new front failed with error {error}");
