@@ -85,9 +85,11 @@ node_kill b1
 mv "$cluster/nodes/copy" "$cluster/nodes/b1"
 node_start b1
 attach disk
+# From its first write on a front has something to tell as settled.
+guest -c 'write -P 0x11 0 4k' >/dev/null
 scrub 6 --no-repair
 scrub 0
-[ "$(json "$scratch/report" '" ".join("%s %d %d" % (n["node"], n["different"]["found"], n["different"]["repaired"]) for n in d["nodes"])')" = "a1 0 0 b1 256 256" ] ||
+[ "$(json "$scratch/report" '" ".join("%s %d %d" % (n["node"], n["different"]["found"], n["different"]["repaired"]) for n in sorted(d["nodes"], key=lambda n: n["node"]))')" = "a1 0 0 b1 256 256" ] ||
 	die "not what b1 lost: $(cat "$scratch/report")"
 scrub 0
 counts 0 0

@@ -28,8 +28,10 @@ use ukai_proto::{
 const WINDOW: u16 = 1024;
 /// How often sectors that differ are looked at again while writes may be under way.
 const ROUNDS_MAX: u32 = 20;
-/// Between two looks.
+/// Between two looks at sectors that change.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
+/// Between two looks if nothing changed: a front tells nodes every two seconds what is settled.
+const ROUND_PAUSE_QUIET: Duration = Duration::from_millis(500);
 /// Repairs of one sector that are tried.
 const REPAIRS_MAX: u32 = 3;
 /// How often a chunk is begun anew because the configuration changed or a node did not answer. A lost
@@ -79,14 +81,11 @@ impl Walk<'_> {
     /// Begins anew from the map of the moment.
     fn reload(&mut self) -> Result<()> {
         let map = catalog::load_volume(&*self.context.store, self.map.head.volume)?;
-        // Attached: writes of earlier fronts are everywhere, or are rolled forward as the new front
-        // would do it. Detached: nobody writes.
-        let seq = if map.head.attach.is_none() {
-            SEQ_MAX
-        } else {
-            0
+        // Attached: nodes tell, once what earlier fronts left halfway is reconciled. Detached: nobody writes.
+        let base = match map.head.attach {
+            None => Version::new(map.head.token, Seq(SEQ_MAX)),
+            Some(_) => Version::ZERO,
         };
-        let base = Version::new(map.head.token, Seq(seq));
         let known = map.head.token == self.map.head.token && self.settled.seq.0 < SEQ_MAX;
         self.settled = if known { self.settled.max(base) } else { base };
         self.map = map;
@@ -288,7 +287,9 @@ impl Walk<'_> {
         let mut found: BTreeSet<(u16, usize, Fault)> = BTreeSet::new();
         let mut why: BTreeMap<u16, String> = BTreeMap::new();
         let mut repairs: BTreeMap<u16, u32> = BTreeMap::new();
-        for round in 0..ROUNDS_MAX {
+        // What was open at the look before.
+        let mut last: Option<BTreeMap<u16, Verdict>> = None;
+        for _ in 0..ROUNDS_MAX {
             // What differs counts only if these replicas are in-sync still: one that was lost is
             // recorded so before anything is settled without it.
             self.check_map()?;
@@ -331,9 +332,12 @@ impl Walk<'_> {
             if !waits {
                 break;
             }
-            if round > 0 {
-                tokio::time::sleep(ROUND_PAUSE).await;
+            match &last {
+                None => {}
+                Some(before) if *before == open => tokio::time::sleep(ROUND_PAUSE_QUIET).await,
+                Some(_) => tokio::time::sleep(ROUND_PAUSE).await,
             }
+            last = Some(open.clone());
             let (Some((low, _)), Some((high, _))) = (open.first_key_value(), open.last_key_value())
             else {
                 break;
