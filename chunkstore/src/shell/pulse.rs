@@ -2,7 +2,7 @@
 //!
 //! glommio 0.9 may go to sleep with tasks that are ready to run. Its loop arms the preemption timer,
 //! then runs task queues until that timer has fired; if the thread loses its CPU in between for longer
-//! than the timer (1 ms for our data queue), no queue runs at all, the loop takes that for "nothing to
+//! than the timer (20 ms for our data queue, see `queues.rs`), no queue runs at all, the loop takes that for "nothing to
 //! do" and parks (`run_task_queues` returns false in both cases). Whatever woke the tasks has been
 //! consumed by then, so nothing ends the sleep: on a busy machine a node said `ready` and never accepted
 //! a connection. A wake from another thread always ends it, and the loop then finds its queues.

@@ -8,7 +8,7 @@ use super::gather::Body;
 use super::notify::Notify;
 use super::peer;
 use super::queues::Queues;
-use super::stream::adopt_listener;
+use super::stream::{adopt_listener, prepare};
 use crate::core::{ConnId, PeerId, ShardAction, ShardCore, ShardEvent};
 use crate::disk::api::{DiskOp, StoreView};
 use glommio::net::TcpStream;
@@ -27,6 +27,8 @@ const TURN_EVENTS_MAX: usize = 512;
 const QUEUE_EVENTS_MAX: usize = 2048;
 /// How often the core sees the time, and the lease is looked at, if nothing else happens.
 const TICK: Duration = Duration::from_millis(250);
+/// A tick that comes so late is worth a line: fronts take a node that says nothing for dead.
+const LATE: Duration = Duration::from_secs(1);
 /// A shard stops serving so long before its lease could have ended.
 const LEASE_MARGIN: Duration = Duration::from_millis(250);
 /// After an accept that failed (no descriptors left, say) before the next.
@@ -239,10 +241,15 @@ impl Shard {
         }
     }
 
+    fn prepare(&self, stream: &TcpStream) {
+        if let Err(error) = prepare(stream) {
+            tracing::warn!(shard = self.index, %error, "set the options of a connection");
+        }
+    }
+
     /// Take a client's connection.
     fn adopt(self: &Rc<Self>, stream: TcpStream) {
-        // Replies are gathered per turn already. Unix sockets do not know the option.
-        let _ = stream.set_nodelay(true);
+        self.prepare(&stream);
         let id = ConnId(self.next_conn.replace(self.next_conn.get() + 1));
         let conn = Conn::new(stream);
         self.conns.borrow_mut().insert(id, conn.clone());
@@ -262,7 +269,7 @@ impl Shard {
 
     /// Take the connection to a peer that the core asked for.
     fn adopt_peer(self: &Rc<Self>, id: PeerId, stream: TcpStream) {
-        let _ = stream.set_nodelay(true);
+        self.prepare(&stream);
         let conn = Conn::new(stream);
         self.peers.borrow_mut().insert(id, conn.clone());
         self.push(ShardEvent::PeerOpened { peer: id });
@@ -295,7 +302,18 @@ impl Shard {
     }
 
     async fn tick(self: Rc<Self>) {
+        let mut last = now_ns();
         loop {
+            let now = now_ns();
+            if now.saturating_sub(last) > ns(TICK + LATE) {
+                let away_ms = now.saturating_sub(last) / 1_000_000;
+                tracing::warn!(
+                    shard = self.index,
+                    away_ms,
+                    "the executor did not run: it had no CPU, slept too long, or a task held it"
+                );
+            }
+            last = now;
             self.push(ShardEvent::Tick);
             let (used, poisoned) = {
                 let core = self.core.borrow();
