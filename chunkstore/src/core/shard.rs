@@ -188,15 +188,14 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
 
     /// End of a batch of events: group commit, idle work, progress of a stop.
     pub fn turn_end(&mut self, now_ns: u64, out: &mut Vec<ShardAction<B>>) {
-        if self.ops.is_empty() {
-            match self.life {
-                Life::Serving => self.store.background(&mut self.store_out),
-                Life::Draining => {
-                    self.life = Life::Closing;
-                    self.store.close(&mut self.store_out);
-                }
-                Life::Closing | Life::Stopped => {}
+        match self.life {
+            // The store knows what may go on beside requests.
+            Life::Serving => self.store.background(&mut self.store_out),
+            Life::Draining if self.ops.is_empty() => {
+                self.life = Life::Closing;
+                self.store.close(&mut self.store_out);
             }
+            Life::Draining | Life::Closing | Life::Stopped => {}
         }
         // A reply emitted here can start the next piece of a copy, which wants its commit too.
         loop {

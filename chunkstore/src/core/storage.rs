@@ -13,7 +13,7 @@ pub trait Storage<B>: StoreView {
     fn disk_done(&mut self, io: IoId, result: DiskResult<B>, out: &mut Vec<StoreAction<B>>);
     /// End of a batch: group commit.
     fn turn_end(&mut self, out: &mut Vec<StoreAction<B>>);
-    /// One step of background work, when idle.
+    /// One step of background work; the store decides what may go on beside requests.
     fn background(&mut self, out: &mut Vec<StoreAction<B>>);
     /// Clean stop: checkpoint. Call once, when nothing is in flight.
     fn close(&mut self, out: &mut Vec<StoreAction<B>>);

@@ -22,6 +22,8 @@ pub(in crate::core) struct FakeStore {
     pub(super) held: Vec<(OpId, StoreRequest<Vec<u8>>)>,
     /// Answer every Put with this.
     pub(super) fail_puts: Option<Status>,
+    /// Calls of `background`.
+    pub(super) backgrounds: u64,
     submitted_since_turn_end: bool,
     closed: bool,
 }
@@ -300,7 +302,9 @@ impl Storage<Vec<u8>> for FakeStore {
         self.submitted_since_turn_end = false;
     }
 
-    fn background(&mut self, _: &mut Vec<StoreAction<Vec<u8>>>) {}
+    fn background(&mut self, _: &mut Vec<StoreAction<Vec<u8>>>) {
+        self.backgrounds += 1;
+    }
 
     fn close(&mut self, _: &mut Vec<StoreAction<Vec<u8>>>) {
         assert!(

@@ -271,3 +271,15 @@ fn a_reply_from_a_client_closes_it() {
     node.send(header, Vec::new(), None);
     assert!(matches!(closes(&node)[..], [CloseReason::Protocol(_)]));
 }
+
+#[test]
+fn the_background_goes_on_beside_requests_in_flight() {
+    let mut node = Node::new(1);
+    assert_eq!(node.fence(1, 0), Status::Ok);
+    node.core.store.hold = true;
+    node.send(ranged(Opcode::Read, 1, 0, 1), Vec::new(), None);
+    assert_eq!(node.core.in_flight(), 1);
+    let before = node.core.store.backgrounds;
+    node.event(ShardEvent::Tick);
+    assert!(node.core.store.backgrounds > before);
+}
