@@ -137,14 +137,14 @@ impl Cache {
         );
     }
 
-    /// The slot has no owner any more, and what its page says does not matter: a tombstone overrules it.
+    /// The slot has no owner any more. A clean page on disk names the one that a tombstone has just
+    /// removed. A dirty one may name an owner before that, which no tombstone overrules once the log
+    /// has gone on: it stays dirty, and the next checkpoint writes that the slot is free.
     pub(super) fn forget(&mut self, slot: SlotIndex) {
         if let Some(place) = self.index.get(&slot) {
             let cached = &mut self.places[*place];
             cached.page = None;
-            if std::mem::take(&mut cached.dirty) && !cached.in_checkpoint {
-                self.pinned -= 1;
-            }
+            cached.clear_fresh();
         }
     }
 

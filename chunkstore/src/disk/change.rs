@@ -1,6 +1,7 @@
 //! What all changing requests share: where they go, intents, slots, durability.
 
 use super::api::{DiskOp, StoreAction, WriteData};
+use super::commit::GroupId;
 use super::directory::Entry;
 use super::hole::{Hole, HoleIndex, SlotKey};
 use super::layout::SlotIndex;
@@ -175,6 +176,8 @@ impl<B: Buffer> Store<B> {
             }
             Target::None(hole) => *hole,
         };
+        // A late write of an older generation must not hide the discard that it falls into.
+        let generation = hole.map_or(generation, |(_, hole)| generation.max(hole.generation));
         let Some(slot) = self.space.free.last().copied() else {
             return Err(self.wait_for_slot(key));
         };
@@ -295,8 +298,8 @@ impl<B: Buffer> Store<B> {
     pub(super) fn data_written(
         &mut self,
         key: u64,
-        first: u8,
-        count: u16,
+        group: GroupId,
+        (first, count): (u8, u16),
         error: Option<i32>,
         out: &mut Vec<StoreAction<B>>,
     ) {
@@ -318,7 +321,15 @@ impl<B: Buffer> Store<B> {
                 count,
                 ..span
             };
-            self.mark_bad(&failed, &failed.sectors().collect::<Vec<u8>>());
+            if self.data_is_bad(&failed) {
+                self.commit.data_fails(group);
+            } else {
+                // What the log says of these sectors is wrong and cannot be put right.
+                self.commit.data_ends(group);
+                self.poison(out);
+            }
+        } else {
+            self.commit.data_ends(group);
         }
         self.settle_up(key, out);
     }

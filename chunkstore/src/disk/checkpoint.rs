@@ -62,6 +62,10 @@ impl Checkpoint {
     pub(super) fn hole_pages(&self) -> usize {
         self.hole_pages
     }
+
+    pub(super) fn superblock_under_way(&self) -> bool {
+        matches!(self.phase, Phase::Superblock(_))
+    }
 }
 
 impl<B: Buffer> Store<B> {
@@ -197,7 +201,7 @@ impl<B: Buffer> Store<B> {
             .map(|(volume, chunk, intent)| (volume, chunk, intent.token))
             .collect();
         for (volume, chunk, token) in open {
-            let suspect = self.chunk_suspect(volume, chunk);
+            let suspect = self.intents.recovered(volume, chunk).is_some();
             self.log.append(&Record::Open {
                 volume,
                 chunk,
@@ -344,6 +348,42 @@ impl<B: Buffer> Store<B> {
         }));
     }
 
+    /// The superblock was not written, or the shard was poisoned meanwhile, so that its tail stays.
+    pub(super) fn superblock_failed(&mut self, failed: bool) {
+        self.checkpoint.phase = Phase::Idle;
+        // A copy that is neither old nor new any more is the one to write next.
+        self.superblock_sequence += u64::from(failed);
+    }
+
+    /// After a failed flush or log write, what was *written* is not known to be there, even on the same
+    /// boot of the machine. The superblock says so, by naming none: the next recovery then trusts only
+    /// what was flushed, as after a power cut.
+    pub(super) fn disown(&mut self, out: &mut Vec<StoreAction<B>>) {
+        if !self.disowning {
+            return;
+        }
+        self.superblock_sequence += 1;
+        let superblock = ShardSuperblock {
+            sequence: self.superblock_sequence,
+            log_blocks: self.geometry.log_blocks,
+            tail: self.tail,
+            epoch: self.epoch,
+            epoch_used: self.epoch,
+            flushed: self.commit.flushed_block,
+            boot: ukai_proto::BootId::NIL,
+            clean: false,
+        };
+        let io = self.io(Io::Disown);
+        let position = superblock.position(&self.place);
+        let data = WriteData::Owned(superblock.encode(&self.place));
+        out.push(StoreAction::Disk(DiskOp::Write {
+            io,
+            position,
+            data,
+            dsync: true,
+        }));
+    }
+
     pub(super) fn superblock_written(&mut self, _out: &mut Vec<StoreAction<B>>) {
         let Phase::Superblock(flushed) = self.checkpoint.phase else {
             panic!("only checkpoints write superblocks");
@@ -355,6 +395,7 @@ impl<B: Buffer> Store<B> {
         self.space.tombstones.drain(..done.tombstones);
         self.stats.checkpoints += 1;
         self.ready.extend(self.stalled.drain(..));
+        self.marker_stalled = false;
         if done.last {
             assert!(
                 self.commit.idle() && self.log.is_empty(),

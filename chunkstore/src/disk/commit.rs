@@ -32,6 +32,8 @@ struct Group {
     last_block: u64,
     /// Requests to tell when the log is done up to here.
     waiting: Vec<u64>,
+    /// Earlier groups with data that failed, which this one's records tell: one entry for each write.
+    failed: Vec<GroupId>,
 }
 
 /// A sync under way.
@@ -155,6 +157,20 @@ impl Commit {
         self.group(group).data_ios -= 1;
     }
 
+    /// A data write of the group failed, and records of the pending group say so. Until those are
+    /// written, it counts as under way: nothing may tell that the group is complete, or flushed, while
+    /// a recovery could still take what was to be written for what is there.
+    pub(super) fn data_fails(&mut self, group: GroupId) {
+        let pending = self.pending();
+        // A dsync of the group's own blocks would not cover the records.
+        self.group(group).plain_data = true;
+        if group == pending {
+            self.data_ends(group);
+        } else {
+            self.group(pending).failed.push(group);
+        }
+    }
+
     /// Tell `request` when the log is done up to the pending group.
     pub(super) fn wait_log(&mut self, request: u64) {
         let pending = self.pending();
@@ -202,7 +218,11 @@ impl Commit {
                 break;
             }
             told.append(&mut group.waiting);
+            let failed = std::mem::take(&mut group.failed);
             self.log_done = next;
+            for earlier in failed {
+                self.data_ends(earlier);
+            }
         }
         while let Some(group) = self.groups.front() {
             if !group.sealed || group.log_ios > 0 || group.data_ios > 0 {
@@ -254,8 +274,10 @@ impl Commit {
 
     /// Ask for a sync that covers `group`, data and all.
     pub(super) fn request(&mut self, group: GroupId) {
-        if group > self.flushed && self.requests.back().is_none_or(|last| *last < group) {
-            self.requests.push_back(group);
+        // In its place: an earlier group may be complete long before one that was asked for first.
+        let at = self.requests.partition_point(|asked| *asked < group);
+        if group > self.flushed && self.requests.get(at) != Some(&group) {
+            self.requests.insert(at, group);
         }
     }
 

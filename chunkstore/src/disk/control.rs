@@ -165,6 +165,7 @@ impl<B: Buffer> Store<B> {
         intent.opening.is_none()
             && intent.last_group <= self.commit.flushed
             && intent.last_version <= settled
+            && self.intents.recovered(volume, chunk).is_none()
             && !self.chunk_suspect(volume, chunk)
     }
 
@@ -260,6 +261,7 @@ impl<B: Buffer> Store<B> {
                 let volume_settled = self.directory.volumes.get(volume).map(|held| held.settled);
                 volume_settled.is_some_and(|settled| intent.last_version <= settled)
                     && intent.last_group > flushed
+                    && self.intents.recovered(*volume, *chunk).is_none()
                     && !self.chunk_suspect(*volume, *chunk)
             })
             .map(|(_, _, intent)| intent.last_group)
@@ -270,19 +272,22 @@ impl<B: Buffer> Store<B> {
                 self.wait_intent_room.push(key);
                 Stop::Parked
             }
+            None if self.accountable() => {
+                // The background is at it.
+                self.wait_intent_room.push(key);
+                Stop::Parked
+            }
             None => Stop::Refused(Status::Busy),
         }
     }
 
+    /// Whatever may have made room for intents: requests that wait for it look again, and ask for
+    /// another flush if what they waited for was written to meanwhile.
     pub(super) fn wake_intent_room(&mut self) {
-        if self.wait_intent_room.is_empty() {
-            return;
-        }
-        let possible = self
-            .intents
-            .iter()
-            .any(|(volume, chunk, _)| self.closable(volume, chunk));
-        if possible || self.intents.len() < self.bounds.intents {
+        let flushed = self.commit.flushed;
+        let moved = std::mem::take(&mut self.intent_room_moved)
+            || std::mem::replace(&mut self.intent_room_flushed, flushed) != flushed;
+        if moved || self.intents.len() < self.bounds.intents {
             self.ready.extend(self.wait_intent_room.drain(..));
         }
     }

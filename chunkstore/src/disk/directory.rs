@@ -51,6 +51,28 @@ impl Directory {
             .copied()
     }
 
+    /// What a chunk consists of.
+    pub(super) fn pieces(
+        &self,
+        volume: VolumeId,
+        chunk: ChunkIndex,
+    ) -> impl Iterator<Item = (SlotKey, Entry)> + '_ {
+        let held = self.volumes.get(&volume);
+        let entries = held.map(|held| held.entries.range((chunk, 0)..=(chunk, u8::MAX)));
+        entries
+            .into_iter()
+            .flatten()
+            .map(move |((chunk, index), entry)| {
+                let (chunk, index) = (*chunk, *index);
+                let key = SlotKey {
+                    volume,
+                    chunk,
+                    index,
+                };
+                (key, *entry)
+            })
+    }
+
     /// Sets what a piece is; the former slot's or hole's number is the caller's to give back.
     pub(super) fn set(&mut self, key: &SlotKey, entry: Entry) {
         let volume = self.volumes.entry(key.volume).or_default();

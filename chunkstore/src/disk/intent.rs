@@ -25,6 +25,11 @@ pub(super) struct Intent {
 #[derive(Debug, Default)]
 pub(super) struct Intents {
     map: BTreeMap<(VolumeId, ChunkIndex), Intent>,
+    /// Those that a recovery found, with their token then: records may have been lost, and other
+    /// replicas may have what they told.
+    recovered: BTreeMap<(VolumeId, ChunkIndex), Token>,
+    /// Where [`Intents::next_recovered`] left off.
+    recovered_cursor: Option<(VolumeId, ChunkIndex)>,
     /// Where [`Intents::next_few`] left off.
     cursor: Option<(VolumeId, ChunkIndex)>,
 }
@@ -48,13 +53,69 @@ impl Intents {
 
     pub(super) fn remove(&mut self, volume: VolumeId, chunk: ChunkIndex) {
         self.map.remove(&(volume, chunk));
+        self.recovered.remove(&(volume, chunk));
+    }
+
+    /// The chunk was open at the last, clean stop.
+    pub(super) fn reopen(&mut self, volume: VolumeId, chunk: ChunkIndex, token: Token) {
+        let intent = self.open(volume, chunk);
+        intent.token = token;
+        intent.last_version = unknown_version(token);
+    }
+
+    /// A recovery found the chunk open.
+    pub(super) fn recover(&mut self, volume: VolumeId, chunk: ChunkIndex, token: Token) {
+        self.reopen(volume, chunk, token);
+        self.recovered.insert((volume, chunk), token);
+    }
+
+    /// The token under which records may have been lost, if any may.
+    pub(super) fn recovered(&self, volume: VolumeId, chunk: ChunkIndex) -> Option<Token> {
+        self.recovered.get(&(volume, chunk)).copied()
+    }
+
+    /// What may have been lost of the chunk is on record now.
+    pub(super) fn accounted(&mut self, volume: VolumeId, chunk: ChunkIndex) {
+        self.recovered.remove(&(volume, chunk));
+    }
+
+    /// The next few chunks that a recovery found open, going round and round.
+    pub(super) fn next_recovered(&mut self, count: usize) -> Vec<(VolumeId, ChunkIndex)> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = self.recovered_cursor.map_or(Unbounded, Excluded);
+        let few: Vec<_> = self
+            .recovered
+            .range((from, Unbounded))
+            .map(|(at, _)| *at)
+            .take(count)
+            .collect();
+        self.recovered_cursor = few.last().copied().filter(|_| few.len() == count);
+        few
+    }
+
+    /// All of them.
+    pub(super) fn all_recovered(&self) -> impl Iterator<Item = (VolumeId, ChunkIndex)> + '_ {
+        self.recovered.keys().copied()
+    }
+
+    /// Those of a volume, from `start` on.
+    pub(super) fn recovered_of(
+        &self,
+        volume: VolumeId,
+        start: ChunkIndex,
+    ) -> impl Iterator<Item = ChunkIndex> + '_ {
+        self.recovered
+            .range((volume, start)..=(volume, ChunkIndex(u32::MAX)))
+            .map(|((_, chunk), _)| *chunk)
     }
 
     pub(super) fn remove_range(&mut self, volume: VolumeId, range: ChunkRange) {
         let end = u64::from(range.start.0) + u64::from(range.count);
-        self.map.retain(|(of, chunk), _| {
+        let stays = |(of, chunk): &(VolumeId, ChunkIndex)| {
             *of != volume || *chunk < range.start || u64::from(chunk.0) >= end
-        });
+        };
+        self.map.retain(|at, _| stays(at));
+        self.recovered.retain(|at, _| stays(at));
     }
 
     /// What a recovery could not know of the intents of `token`: their last write was at most `seq`.

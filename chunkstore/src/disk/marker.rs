@@ -84,7 +84,7 @@ impl<B: Buffer> Store<B> {
     pub(super) fn want_marker(&mut self) {
         let wanted = self.written_marker_wanted;
         if wanted > self.commit.written_marker_coming() && wanted <= self.commit.complete() {
-            self.log.touch();
+            self.touch_marker();
         }
         if self.marker_wanted <= self.commit.marker || self.marker_group.is_some() {
             return;
@@ -93,9 +93,20 @@ impl<B: Buffer> Store<B> {
             self.commit.request(self.marker_wanted);
             return;
         }
-        self.log.touch();
-        self.commit.durable_wanted = true;
-        self.marker_group = Some(self.commit.pending());
+        if self.touch_marker() {
+            self.commit.durable_wanted = true;
+            self.marker_group = Some(self.commit.pending());
+        }
+    }
+
+    /// A block of its own for marks, if no other goes out. A ring without room for it is due for a
+    /// checkpoint, whose blocks and superblock tell them too.
+    fn touch_marker(&mut self) -> bool {
+        self.marker_stalled = self.log.is_empty() && self.log_room(0, 0) == 0;
+        if !self.marker_stalled {
+            self.log.touch();
+        }
+        !self.marker_stalled
     }
 
     pub(super) fn marker_progress(&mut self) {

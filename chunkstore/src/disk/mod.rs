@@ -5,6 +5,7 @@
 //! before anything is served and use the blocking [`api::Disk`] seam; [`mem::MemDisk`] is the device of
 //! tests and simulators.
 
+mod account;
 pub mod api;
 mod cache;
 mod change;

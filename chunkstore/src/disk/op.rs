@@ -350,6 +350,8 @@ pub(super) enum Io {
     /// Pages of the checkpoint.
     InPlace,
     Superblock,
+    /// The superblock of a poisoned shard.
+    Disown,
     Punch {
         slot: super::layout::SlotIndex,
     },

@@ -82,7 +82,13 @@ impl<B: Buffer> Store<B> {
 
     /// The log or a flush failed: what is on disk is no longer known. Reads go on, nothing else does.
     pub(super) fn poison(&mut self, out: &mut Vec<StoreAction<B>>) {
-        self.poisoned = true;
+        if std::mem::replace(&mut self.poisoned, true) {
+            return;
+        }
+        self.disowning = true;
+        if !self.checkpoint.superblock_under_way() {
+            self.disown(out);
+        }
         self.on_log_durable.clear();
         self.on_flushed.clear();
         let keys: Vec<u64> = self.ops.keys().collect();
@@ -100,7 +106,7 @@ impl<B: Buffer> Store<B> {
     }
 
     pub(super) fn maybe_closed(&mut self) {
-        if self.closing && self.poisoned && self.ops.len() == 0 {
+        if self.closing && self.poisoned && !self.disowning && self.ops.len() == 0 {
             self.closed = true;
         }
     }

@@ -125,6 +125,12 @@ impl<B: Buffer> Store<B> {
                     op.applied = admitted.iter().map(|(_, count)| count).sum();
                     return Step::Wait;
                 }
+                // Zeros over what reads as zeros already. Nothing older is in flight that the versions
+                // would have to hold off (what is below the ceiling has ended everywhere); they are only
+                // worth a hole, because its generation tells a replica that comes back of the discard.
+                Ok(false) if matches!((rule, &target), (PutRule::Mirror(_), Target::None(_))) => {
+                    return self.nothing_to_do(key, op, false);
+                }
                 Ok(false) => {}
             }
         }

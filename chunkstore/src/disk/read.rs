@@ -1,6 +1,7 @@
 //! READ, READ_VERSIONED, LIST, and the verifying of scrub.
 
 use super::api::{DiskOp, IoId, ReadData, StoreAction, StoreReply};
+use super::change::runs;
 use super::control::unknown_version;
 use super::directory::Entry;
 use super::layout::{BLOCK_BYTES_U32, SlotIndex};
@@ -272,41 +273,51 @@ impl<B: Buffer> Store<B> {
     /// Remembers that sectors cannot be used, so that a copy from a peer replaces them whatever its
     /// version. The caller holds the sectors. Best effort: what is forgotten is found again by a read.
     pub(super) fn mark_bad(&mut self, span: &Span, sectors: &[u8]) {
-        if sectors.is_empty() {
-            return;
-        }
-        self.stats.bad_sectors += sectors.len() as u64;
+        let picked = runs(span, |sector| sectors.contains(&sector));
+        self.log_bad(span, &picked, Store::has_room);
+    }
+
+    /// The write of these sectors failed, and the log says that it is there. `false`: there is no room
+    /// in the log to say otherwise, not even in the part that is kept free for this.
+    pub(super) fn data_is_bad(&mut self, span: &Span) -> bool {
+        self.log_bad(span, &[(span.first, span.count)], Store::has_margin)
+    }
+
+    fn log_bad(
+        &mut self,
+        span: &Span,
+        runs: &[(u8, u16)],
+        has_room: impl Fn(&Self, &Need) -> bool,
+    ) -> bool {
         let Some(Entry::Slot(slot, _)) = self.directory.entry(&span.key) else {
-            return;
+            return false;
         };
+        let bad = runs.iter().map(|(first, count)| Run {
+            slot,
+            first: *first,
+            count: *count,
+        });
         let mut need = Need::default();
-        let records: Vec<Record<'static>> = sectors
-            .iter()
-            .map(|sector| Record::Bad {
-                run: Run {
-                    slot,
-                    first: *sector,
-                    count: 1,
-                },
-            })
-            .collect();
-        records.iter().for_each(|record| need.record(record));
+        bad.clone()
+            .for_each(|run| need.record(&Record::Bad { run }));
         need.pages = usize::from(!self.cache.is_pinned(slot));
-        let lasting = !self.poisoned && self.has_room(&need);
+        let lasting = !runs.is_empty() && !self.poisoned && has_room(self, &need);
         let Some(cached) = self.cache.get(slot) else {
-            return;
+            return false;
         };
         let page = cached.page.as_mut().expect("the slot has an owner");
-        for sector in sectors {
-            let mut state = page.state(*sector);
+        for sector in bad.clone().flat_map(|run| run.sectors()) {
+            let mut state = page.state(sector);
             state.flags |= SectorState::BAD;
-            page.set_state(*sector, &state);
+            page.set_state(sector, &state);
+            self.stats.bad_sectors += 1;
         }
         if lasting {
             self.cache.mark_dirty(slot);
-            for record in &records {
-                self.log.append(record);
+            for run in bad {
+                self.log.append(&Record::Bad { run });
             }
         }
+        lasting
     }
 }

@@ -79,8 +79,8 @@ pub(super) enum Record<'a> {
         key: SlotKey,
         hole: Hole,
     },
-    /// A chunk may have data on disk that the log does not know. `suspect`: parts of it are still
-    /// unsettled from before a clean stop.
+    /// A chunk may have data on disk that the log does not know. `suspect`: a crash
+    /// before a clean stop may have lost records of it, and that is not settled yet.
     Open {
         volume: VolumeId,
         chunk: ChunkIndex,

@@ -9,7 +9,6 @@
 //!    recovery from the old tail, a cut after it replays the images.
 
 use super::api::{Disk, DiskError};
-use super::control::unknown_version;
 use super::directory::{Directory, Entry};
 use super::hole::{self, SlotKey};
 use super::intent::Intents;
@@ -94,7 +93,7 @@ pub(super) fn recover(
 
     bury(&mut replay);
     settle_changed(disk, &geometry, &log, &mut replay, &mut report)?;
-    let mut recovered = gather(geometry, superblock, &replay, report);
+    let mut recovered = gather(geometry, superblock, &replay, report)?;
     checkpoint(disk, place, boot, &log, &mut replay, &mut recovered)?;
     Ok(recovered)
 }
@@ -225,24 +224,38 @@ fn gather(
     superblock: ShardSuperblock,
     replay: &Replay,
     mut report: RecoveryReport,
-) -> Recovered {
+) -> Result<Recovered, OpenError> {
     let mut directory = Directory::default();
     for (volume, fence) in &replay.fences {
         directory.raise(*volume, *fence);
     }
+    // Two homes of one piece: which holds the truth, nothing here can tell.
+    let twice = |page: PageIndex| OpenError::Damaged {
+        what: "a page that names an owner a second time is",
+        position: geometry.page_position(page),
+    };
     for (slot, owner) in &replay.owners {
+        if directory.entry(&owner.key).is_some() {
+            return Err(twice(slot.page()));
+        }
         directory.set(&owner.key, Entry::Slot(*slot, owner.generation));
     }
     for (index, entry) in &replay.holes {
+        if directory.entry(&entry.key).is_some() {
+            return Err(twice(index.page(geometry.slots)));
+        }
         directory.set(&entry.key, Entry::Hole(*index));
     }
     directory.load_holes(replay.holes.clone(), geometry.holes());
 
     let mut intents = Intents::default();
-    for ((volume, chunk), (token, _)) in &replay.open {
-        let intent = intents.open(*volume, *chunk);
-        intent.token = *token;
-        intent.last_version = unknown_version(*token);
+    for ((volume, chunk), (token, suspect)) in &replay.open {
+        // A clean stop loses nothing; what was lost before it, and is not accounted for, is marked.
+        if *suspect || !report.clean {
+            intents.recover(*volume, *chunk, *token);
+        } else {
+            intents.reopen(*volume, *chunk, *token);
+        }
         // Settled versions are told per volume; one must be there to tell them to.
         directory.volumes.entry(*volume).or_default();
     }
@@ -271,7 +284,7 @@ fn gather(
         .collect();
     report.intents_open = intents.len() as u64;
     report.slots_suspect = suspects.len() as u64;
-    Recovered {
+    Ok(Recovered {
         geometry,
         superblock,
         next_block: 0,
@@ -280,7 +293,7 @@ fn gather(
         space,
         suspects,
         report,
-    }
+    })
 }
 
 /// Writes down what was recovered.
@@ -318,14 +331,9 @@ fn checkpoint(
             origin,
         });
     }
-    let unsettled: BTreeSet<_> = recovered
-        .suspects
-        .iter()
-        .map(|key| (key.volume, key.chunk))
-        .collect();
     for ((volume, chunk), (token, _)) in &replay.open {
         let (volume, chunk, token) = (*volume, *chunk, *token);
-        let suspect = unsettled.contains(&(volume, chunk));
+        let suspect = recovered.intents.recovered(volume, chunk).is_some();
         buffer.append(&Record::Open {
             volume,
             chunk,

@@ -32,7 +32,7 @@ pub(super) struct Replay {
     pub(super) holes: BTreeMap<HoleIndex, HoleEntry>,
     hole_lsn: BTreeMap<PageIndex, u64>,
     pub(super) fences: BTreeMap<VolumeId, super::api::Fence>,
-    /// Token, and whether parts were unsettled at a clean stop.
+    /// Token, and whether an earlier crash was not settled yet at a clean stop.
     pub(super) open: BTreeMap<(VolumeId, ChunkIndex), (Token, bool)>,
     pub(super) tombstones: Vec<super::space::Tombstone>,
     /// Earlier states of sectors that changed after the last flush known, oldest first.
@@ -61,11 +61,23 @@ impl Replay {
     ) -> Result<(), OpenError> {
         let mut bytes = Vec::new();
         let mut torn = Vec::new();
+        let mut unreadable = Vec::new();
         let mut first = 0;
         while first < geometry.pages() {
             let count = (geometry.pages() - first).min(u32::try_from(BATCH_BLOCKS).expect("small"));
             bytes.resize(count as usize * BLOCK_BYTES, 0);
-            disk.read(geometry.page_position(PageIndex(first)), &mut bytes)?;
+            if disk
+                .read(geometry.page_position(PageIndex(first)), &mut bytes)
+                .is_err()
+            {
+                for (number, image) in (first..).zip(bytes.chunks_exact_mut(BLOCK_BYTES)) {
+                    let page = PageIndex(number);
+                    if let Err(error) = disk.read(geometry.page_position(page), image) {
+                        image.fill(0);
+                        unreadable.push((page, error));
+                    }
+                }
+            }
             for (number, image) in (first..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
                 let page = PageIndex(number);
                 match page::check(image, place, page) {
@@ -90,6 +102,17 @@ impl Replay {
             };
             // It was being written in place, so its checkpoint's blocks had been flushed.
             self.flushed = self.flushed.max(image.block);
+            self.load_image(geometry, page, &image.bytes, image.lsn)?;
+            self.dirty.insert(page);
+        }
+        for (page, error) in unreadable {
+            // Unlike a torn page it proves nothing about its image.
+            let newest = log
+                .images
+                .iter()
+                .filter(|image| image.page == page && image.block <= self.flushed)
+                .max_by_key(|image| image.lsn);
+            let image = newest.ok_or(error)?;
             self.load_image(geometry, page, &image.bytes, image.lsn)?;
             self.dirty.insert(page);
         }

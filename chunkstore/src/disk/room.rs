@@ -11,7 +11,7 @@ use super::record::{PAGES_MAX, Record};
 use super::store::Store;
 use ukai_proto::Buffer;
 
-/// Blocks beyond the reckoning: markers, rot found by reads, blocks that records do not fill.
+/// Blocks beyond the reckoning: data writes that failed, blocks that records do not fill.
 const MARGIN_BLOCKS: u64 = 8;
 /// Logged-again records are at most this long, and so leave less than that unused in a block.
 const RELOGGED_BYTES_MAX: u64 = 48;
@@ -68,6 +68,13 @@ impl Need {
         self.records += 1;
         self.longest = self.longest.max(record.encoded_len());
     }
+
+    /// Blocks that it may take. A block is left when the next record does not fit: at least all but the
+    /// longest's length of it is used, and it has at least one record.
+    fn blocks(&self) -> u64 {
+        let filled = BLOCK_ROOM + 1 - self.longest.min(BLOCK_ROOM);
+        1 + self.bytes.div_ceil(filled).min(self.records) as u64
+    }
 }
 
 /// Blocks for images of pages.
@@ -97,10 +104,27 @@ impl<B: Buffer> Store<B> {
 
     /// Blocks that may still be used with `pages` more dirty pages and `relogged` more records to carry.
     pub(super) fn log_room(&self, pages: usize, relogged: usize) -> u64 {
+        self.log_room_beside(pages, relogged, MARGIN_BLOCKS)
+    }
+
+    fn log_room_beside(&self, pages: usize, relogged: usize, margin: u64) -> u64 {
         let kept = 2
             * (page_blocks(self.dirty_pages() + pages) + relog_blocks(self.relogged() + relogged))
-            + MARGIN_BLOCKS;
+            + margin;
         (self.geometry.log_blocks - self.log_used()).saturating_sub(kept)
+    }
+
+    /// Is there room for what cannot wait for a checkpoint, because a checkpoint would wait for it?
+    pub(super) fn has_margin(&self, need: &Need) -> bool {
+        self.dirty_pages() + need.pages <= self.bounds.dirty_pages
+            && self.log_room_beside(need.pages, need.relogged, 0) >= need.blocks()
+    }
+
+    /// Blocks in use, and those that a recovery after a crash at this moment writes.
+    #[cfg(test)]
+    pub(super) fn recovery_blocks(&self) -> (u64, u64) {
+        let needed = page_blocks(self.dirty_pages()) + relog_blocks(self.relogged());
+        (self.log_used(), needed)
     }
 
     /// Is there room? If not, the request is parked until a checkpoint has made some.
@@ -113,18 +137,15 @@ impl<B: Buffer> Store<B> {
     }
 
     pub(super) fn has_room(&self, need: &Need) -> bool {
-        // A block is left when the next record does not fit: at least all but the longest's length
-        // of it is used, and it has at least one record.
-        let filled = BLOCK_ROOM + 1 - need.longest.min(BLOCK_ROOM);
-        let blocks = 1 + need.bytes.div_ceil(filled).min(need.records) as u64;
         self.dirty_pages() + need.pages <= self.bounds.dirty_pages
-            && self.log_room(need.pages, need.relogged) >= blocks
+            && self.log_room(need.pages, need.relogged) >= need.blocks()
     }
 
     /// Is it time for a checkpoint? Tombstones alone can wait for a quiet moment.
     pub(super) fn checkpoint_due(&self) -> bool {
         let tombstones = self.space.tombstones.len();
         !self.stalled.is_empty()
+            || self.marker_stalled
             || self.log_used() >= self.geometry.log_blocks / 2
             || self.dirty_pages() > self.bounds.dirty_pages / 4 * 3
             || (tombstones > 0 && self.ops.len() == 0)

@@ -48,8 +48,12 @@ impl Ring<'_> {
             let blocks = usize::try_from(to_wrap.min(BATCH_BLOCKS)).expect("bounded");
             self.bytes.resize(blocks * BLOCK_BYTES, 0);
             self.first = number;
-            self.disk
-                .read(self.geometry.log_position(number), &mut self.bytes)?;
+            let position = self.geometry.log_position(number);
+            if self.disk.read(position, &mut self.bytes).is_err() {
+                // What cannot be read may lie beyond what is needed.
+                self.bytes.truncate(BLOCK_BYTES);
+                self.disk.read(position, &mut self.bytes)?;
+            }
         }
         let at = usize::try_from(number - self.first).expect("bounded") * BLOCK_BYTES;
         Ok(&self.bytes[at..at + BLOCK_BYTES])

@@ -100,6 +100,11 @@ pub struct Store<B> {
     pub(super) wait_slot: Vec<u64>,
     pub(super) wait_marker: Vec<u64>,
     pub(super) wait_intent_room: Vec<u64>,
+    /// Something other than a flush may have made room for intents; what was flushed at the last look.
+    pub(super) intent_room_moved: bool,
+    pub(super) intent_room_flushed: GroupId,
+    /// A marker is wanted for which the log has no room.
+    pub(super) marker_stalled: bool,
     /// Volumes whose last write was known everywhere when somebody told.
     pub(super) at_rest: BTreeSet<VolumeId>,
     /// A marker of this group must become durable; the group that will tell it.
@@ -110,6 +115,8 @@ pub struct Store<B> {
     pub(super) markers_seen: (GroupId, GroupId),
     pub(super) told: Vec<u64>,
     pub(super) poisoned: bool,
+    /// The superblock that tells of the poison is under way, or has to be.
+    pub(super) disowning: bool,
     pub(super) closing: bool,
     pub(super) closed: bool,
     pub(super) stats: StoreStats,
@@ -177,6 +184,9 @@ impl<B: Buffer> Store<B> {
             wait_slot: Vec::new(),
             wait_marker: Vec::new(),
             wait_intent_room: Vec::new(),
+            intent_room_moved: false,
+            intent_room_flushed: 0,
+            marker_stalled: false,
             at_rest: BTreeSet::new(),
             marker_wanted: 0,
             marker_group: None,
@@ -184,6 +194,7 @@ impl<B: Buffer> Store<B> {
             markers_seen: (0, 0),
             told: Vec::new(),
             poisoned: false,
+            disowning: false,
             closing: false,
             closed: false,
             stats: StoreStats::default(),
@@ -226,22 +237,24 @@ impl<B: Buffer> Store<B> {
             DiskResult::Failed(errno) => (None, Some(errno)),
         };
         match io {
-            Io::Log { .. } | Io::Sync | Io::Superblock | Io::InPlace if error.is_some() => {
+            Io::Superblock if error.is_some() || self.poisoned => {
+                self.superblock_failed(error.is_some());
                 self.poison(out);
+                self.disown(out);
             }
+            Io::Log { .. } | Io::Sync | Io::InPlace if error.is_some() => self.poison(out),
             Io::Log { group } => self.commit.log_ends(group),
             Io::Sync => self.commit.end_sync(),
             Io::Superblock => self.superblock_written(out),
+            // If even this failed, nothing is worse than it was.
+            Io::Disown => self.disowning = false,
             Io::InPlace => self.page_written(out),
             Io::Data {
                 op,
                 group,
                 first,
                 count,
-            } => {
-                self.commit.data_ends(group);
-                self.data_written(op, first, count, error, out);
-            }
+            } => self.data_written(op, group, (first, count), error, out),
             Io::Read { op } => self.data_read(op, read, out),
             Io::ReadSector { op, sector } => self.sector_read(op, sector, read, out),
             Io::Page { slot } => self.page_read(slot, read, out),
@@ -279,7 +292,9 @@ impl<B: Buffer> Store<B> {
         // Settling competes with requests for the device; only a lack of intents makes it urgent.
         let urgent = self.intents.len() > self.bounds.intents / 2;
         let more = (self.ops.len() == 0 || urgent) && self.sweep_step(out);
+        self.account_recovered(out);
         self.close_quiet_intents();
+        self.wake_intent_room();
         self.run(out);
         more
     }

@@ -164,10 +164,8 @@ impl<B: Buffer> Store<B> {
             self.ready.extend(job.waiting);
             return;
         }
-        let lost = self
-            .intents
-            .get(key.volume, key.chunk)
-            .map(|intent| intent.token);
+        // Not the intent's token now: nothing was written here under a later one.
+        let lost = self.intents.recovered(key.volume, key.chunk);
         let mut changed: Vec<(u8, SectorState)> = Vec::new();
         let mut bad = 0;
         for (sector, content) in &job.found {
@@ -187,6 +185,10 @@ impl<B: Buffer> Store<B> {
             page.set_state(*sector, state);
         }
         if let (Some((first, _)), Some((last, _))) = (changed.first(), changed.last()) {
+            // What is found here may be newer than any generation on record.
+            let fence = self.directory.fence(key.volume).unwrap_or_default();
+            let generation = page.generation().max(fence.generation);
+            page.set_generation(generation);
             let states: Vec<SectorState> =
                 (*first..=*last).map(|sector| page.state(sector)).collect();
             let count = u16::from(*last) - u16::from(*first) + 1;
@@ -196,7 +198,7 @@ impl<B: Buffer> Store<B> {
                     first: *first,
                     count,
                 },
-                generation: page.generation(),
+                generation,
                 states: Cow::Owned(states),
             };
             let mut need = Need {
@@ -213,6 +215,8 @@ impl<B: Buffer> Store<B> {
             if !self.poisoned {
                 self.log.append(&record);
                 self.cache.mark_dirty(job.slot);
+                let entry = Entry::Slot(job.slot, generation);
+                self.directory.set(&key, entry);
                 self.touched_chunk(&key, ukai_proto::Version::ZERO);
             }
             self.stats.bad_sectors += bad;
@@ -254,6 +258,11 @@ impl<B: Buffer> Store<B> {
             return false;
         }
         true
+    }
+
+    /// Could the page of a slot not be read?
+    pub(super) fn is_unreadable(&self, slot: SlotIndex) -> bool {
+        self.sweep.unreadable.contains(&slot)
     }
 
     /// The page of a slot could not be read.

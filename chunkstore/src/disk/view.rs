@@ -2,6 +2,7 @@
 
 use super::api::{Fence, StoreView};
 use super::store::Store;
+use std::collections::BTreeSet;
 use ukai_proto::message::InventoryEntry;
 use ukai_proto::{ChunkIndex, Generation, Seq, Token, Version, VolumeId};
 
@@ -30,13 +31,17 @@ impl<B> StoreView for Store<B> {
             return (Vec::new(), false);
         };
         let mut last = None;
-        let chunks = held
+        let written = held
             .entries
             .range((start, 0)..)
             .filter(|(_, entry)| self.directory.generation(**entry) >= since)
             .map(|((chunk, _), _)| *chunk)
             .filter(move |chunk| last.replace(*chunk) != Some(*chunk));
-        page_of(chunks, limit)
+        // Of chunks that a recovery found open, records of any generation may have been lost.
+        let lost = self.intents.recovered_of(volume, start);
+        let (some, all) = (limit.saturating_add(1), limit);
+        let chunks: BTreeSet<ChunkIndex> = written.take(some).chain(lost.take(some)).collect();
+        page_of(chunks.into_iter(), all)
     }
 
     fn inventory(&self, after: VolumeId, limit: usize) -> (Vec<InventoryEntry>, bool) {
@@ -59,6 +64,7 @@ impl<B> StoreView for Store<B> {
             return;
         };
         held.settled = held.settled.max(Version { token, seq });
+        self.intent_room_moved = true;
         if held.settled >= held.last_version {
             self.at_rest.insert(volume);
         }

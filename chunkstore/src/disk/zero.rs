@@ -128,12 +128,24 @@ impl<B: Buffer> Store<B> {
         let Some(hole) = Hole::from_states(after.iter().copied(), generation) else {
             return Ok(false);
         };
-        // Discards of never written pieces leave enough holes for every slot to be given back.
-        let spare = self.directory.holes_left() > self.geometry.slots as usize;
-        let fresh = self.directory.next_hole().filter(|_| spare);
-        let Some(index) = held.or(fresh) else {
+        let Some(index) = held.or_else(|| self.spare_hole()) else {
             return Ok(false);
         };
+        if !self.log_hole(piece, index, hole) {
+            self.stalled.push(key);
+            return Err(Stop::Parked);
+        }
+        Ok(true)
+    }
+
+    /// A new hole for a piece that has no slot: such holes leave enough for every slot to be given back.
+    pub(super) fn spare_hole(&self) -> Option<HoleIndex> {
+        let spare = self.directory.holes_left() > self.geometry.slots as usize;
+        self.directory.next_hole().filter(|_| spare)
+    }
+
+    /// Makes or replaces the hole of a piece without a slot. `false`: there is no room.
+    pub(super) fn log_hole(&mut self, piece: &SlotKey, index: HoleIndex, hole: Hole) -> bool {
         let record = Record::Hole {
             index,
             key: *piece,
@@ -144,12 +156,12 @@ impl<B: Buffer> Store<B> {
             ..Need::default()
         };
         need.record(&record);
-        if !self.room(&need, key) {
-            return Err(Stop::Parked);
+        if !self.has_room(&need) {
+            return false;
         }
         let block = self.log.append(&record);
         self.set_hole(piece, index, hole, block);
-        Ok(true)
+        true
     }
 
     /// A slot full of zeros is given up, if its versions fit a hole.

@@ -68,11 +68,6 @@ pub(super) fn judge(
                 Verdict::Keep
             }
         }
-        // Zeros on both sides. Nothing older is in flight that the version would have to hold off:
-        // what is below the ceiling has ended everywhere.
-        PullMode::Mirror if held.version == Version::ZERO && has(source, SectorState::ZERO) => {
-            Verdict::Keep
-        }
         // Written since the join began: on its way to this node too, which must answer it.
         PullMode::Mirror if source.version > ceiling => Verdict::Keep,
         PullMode::Mirror if held.version <= ceiling => Verdict::Take,
@@ -191,7 +186,11 @@ mod tests {
         assert_eq!(judge(&state(6, 1, 0), &state(2, 2, 0)), Verdict::Keep);
         assert_eq!(judge(&state(2, 1, 0), &state(6, 2, 0)), Verdict::Keep);
         let zeros = state(3, 0, SectorState::ZERO);
-        assert_eq!(judge(&SectorState::UNWRITTEN, &zeros), Verdict::Keep);
+        assert_eq!(
+            judge(&SectorState::UNWRITTEN, &zeros),
+            Verdict::Take,
+            "whoever comes back later must learn of the discard"
+        );
         assert_eq!(judge(&state(2, 1, 0), &zeros), Verdict::Take);
         let bad = state(2, 2, SectorState::BAD);
         assert_eq!(judge(&state(3, 2, 0), &bad), Verdict::Bad);

@@ -3,8 +3,11 @@
 use super::model::Workload;
 use super::rig::*;
 use crate::disk::api::*;
+use crate::disk::layout::{BLOCK, Geometry, SlotIndex};
 use crate::disk::mem::{Fate, OpKind};
+use crate::disk::store::{OpenError, Store, StoreLimits};
 use ukai_proto::Status;
+use ukai_proto::message::SectorState;
 
 /// A fixed workload that uses everything, so that N means the same in every run.
 fn workload(work: &mut Workload) {
@@ -54,8 +57,20 @@ fn sweep(persistent: bool) {
         let mut cut = Workload::new(Rig::on_boot(disk, work.rig.place, call, 100), 3);
         cut.oracle = work.oracle.clone();
         cut.oracle.check_restart(&mut cut.rig, true);
-        work.rig.crash_process();
-        work.restart(false);
+        if work.rig.store.poisoned() && !persistent {
+            // The kernel lives, but what it had not written when the flush failed is gone.
+            work.rig.disk.cut(&mut |pending| {
+                if (pending.write ^ call) & 2 == 0 {
+                    Fate::Old
+                } else {
+                    Fate::New
+                }
+            });
+            work.restart(true);
+        } else {
+            work.rig.crash_process();
+            work.restart(false);
+        }
         if !fired {
             assert!(call > 50, "the sweep went through {call} calls");
             break;
@@ -140,4 +155,104 @@ fn a_failed_data_write_hurts_only_its_sectors() {
         "the same write, sent again"
     );
     assert_eq!(rig.read(0, 0, 4), [1, 2, 2, 1]);
+}
+
+fn state(rig: &mut Rig, chunk: u32, sector: u16) -> SectorState {
+    match rig.call(StoreRequest::List(range(chunk, sector, 1))) {
+        StoreReply::List(states) => states[0],
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_a_failed_flush_lost_is_lost_for_the_next_run_on_the_same_boot() {
+    let mut rig = Rig::new(4, 1);
+    let data = Geometry::fit(rig.place.start, rig.place.bytes, LOG_BLOCKS)
+        .expect("fits")
+        .slot_position(SlotIndex(0));
+    rig.done(write(0, 0, 1, 1, false));
+    // Its block tells that the first one was written.
+    rig.done(write(0, 9, 1, 2, false));
+    rig.submit(StoreRequest::Flush);
+    rig.turn();
+    rig.disk.fail_after(0, false);
+    rig.settle();
+    assert!(rig.store.poisoned());
+    // The log was written back, the data was not.
+    rig.disk.cut(&mut |pending| {
+        if pending.position < data {
+            Fate::New
+        } else {
+            Fate::Old
+        }
+    });
+    rig.reopen();
+    assert_eq!(state(&mut rig, 0, 0), SectorState::UNWRITTEN);
+}
+
+#[test]
+fn a_first_write_that_failed_is_not_taken_for_done_by_a_checkpoint() {
+    let mut rig = Rig::new(4, 1);
+    // What lies below the zeros: another chunk's data.
+    rig.done(write(0, 0, 8, 9, false));
+    rig.done(zero(0, 0, 256, 10, true));
+    rig.done(StoreRequest::Flush);
+    for sector in 7.. {
+        if rig.store.log_used() == LOG_BLOCKS / 2 - 1 {
+            break;
+        }
+        rig.done(write(1, sector, 1, 1, false));
+    }
+    rig.submit(write(1, 0, 1, 2, false));
+    rig.turn();
+    assert_eq!(rig.disk.pending(), 3, "data, its record, a checkpoint");
+    rig.complete(1);
+    rig.complete(1);
+    rig.disk.fail_after(0, false);
+    rig.complete(0);
+    // The block that says so is lost: everything else goes on as far as it can without another turn.
+    while rig.disk.pending() > 0 {
+        rig.complete(0);
+    }
+    let below = Geometry::fit(rig.place.start, rig.place.bytes, LOG_BLOCKS)
+        .expect("fits")
+        .slot_position(SlotIndex(0));
+    rig.disk.cut(&mut |pending| {
+        if pending.position == below {
+            Fate::Old
+        } else {
+            Fate::New
+        }
+    });
+    rig.boot += 1;
+    rig.reopen();
+    assert_eq!(state(&mut rig, 1, 0), SectorState::UNWRITTEN);
+}
+
+#[test]
+fn sectors_that_cannot_be_read_hurt_only_who_needs_them() {
+    let mut rig = Rig::new(4, 1);
+    let geometry = Geometry::fit(rig.place.start, rig.place.bytes, LOG_BLOCKS).expect("fits");
+    rig.done(write(0, 0, 1, 1, false));
+    rig.close();
+    let page = geometry.page_position(SlotIndex(0).page());
+    for position in [geometry.log_position(LOG_BLOCKS - 2), page] {
+        let mut disk = rig.disk.snapshot();
+        disk.unreadable.insert(position / BLOCK);
+        let mut again = Rig::on(disk, rig.place, 1);
+        again.disk.heal();
+        assert_eq!(again.read(0, 0, 1), [1]);
+    }
+    // Once the log has gone on, the page is all there is.
+    rig.reopen();
+    for chunk in 1..4 {
+        rig.done(write(chunk, 0, 1, 1, false));
+    }
+    rig.close();
+    rig.disk.unreadable.insert(page / BLOCK);
+    let limits = StoreLimits {
+        page_cache_bytes: 0,
+    };
+    let opened = Store::<Vec<u8>>::open(&mut rig.disk, &rig.place, limits);
+    assert!(matches!(opened, Err(OpenError::Device(_))), "{opened:?}");
 }

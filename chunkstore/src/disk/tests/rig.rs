@@ -166,7 +166,11 @@ pub(super) fn open(
     let limits = StoreLimits {
         page_cache_bytes: 0,
     };
-    Store::open_on(disk, place, limits, BootId([boot; 16])).expect("opens")
+    let opened = Store::open_on(disk, place, limits, BootId([boot; 16])).expect("opens");
+    let (used, all) = opened.0.slots();
+    let free = opened.0.space.free.len() as u64;
+    assert_eq!(used + free, all, "a slot is owned or free");
+    opened
 }
 
 impl Rig {
@@ -227,6 +231,11 @@ impl Rig {
         let mut out = Vec::new();
         self.store.turn_end(&mut out);
         self.perform(out);
+        let (used, needed) = self.store.recovery_blocks();
+        assert!(
+            self.store.poisoned() || used + needed <= self.store.geometry.log_blocks,
+            "{used} blocks in use and {needed} that a recovery now would add"
+        );
     }
 
     pub(super) fn background(&mut self) {

@@ -2,6 +2,7 @@
 
 use super::rig::*;
 use crate::disk::api::*;
+use crate::disk::mem::OpKind;
 use ukai_proto::message::{ChunkRange, SectorState};
 use ukai_proto::{ChunkIndex, Generation, SectorInChunk, Seq, Status, Token, VolumeId};
 
@@ -588,4 +589,63 @@ pub(super) fn data_position(rig: &mut Rig, slot: u32, sector: u64) -> u64 {
     let geometry = crate::disk::layout::Geometry::fit(rig.place.start, rig.place.bytes, LOG_BLOCKS);
     let slot = crate::disk::layout::SlotIndex(slot);
     geometry.expect("fits").slot_position(slot) + sector * 4096
+}
+
+#[test]
+fn a_write_that_waits_for_an_intent_gets_one_though_the_others_are_written_again() {
+    let mut rig = Rig::new(8, 1);
+    rig.store.bounds.intents = 2;
+    for seq in 1..3 {
+        for chunk in 0..2 {
+            rig.done(write(chunk, 0, 1, seq, false));
+        }
+    }
+    rig.store.settled(VOLUME, Token(1), Seq(2));
+    let third = rig.submit(write(2, 0, 1, 4, false));
+    rig.turn();
+    let sync =
+        |rig: &Rig| (0..rig.disk.pending()).find(|at| rig.disk.pending_kind(*at) == OpKind::Sync);
+    assert!(sync(&rig).is_some(), "it waits for a flush");
+    for chunk in 0..2 {
+        rig.submit(write(chunk, 0, 1, 3, false));
+    }
+    rig.turn();
+    while let Some(other) =
+        (0..rig.disk.pending()).find(|at| rig.disk.pending_kind(*at) != OpKind::Sync)
+    {
+        rig.complete(other);
+        rig.turn();
+    }
+    rig.store.settled(VOLUME, Token(1), Seq(3));
+    rig.settle();
+    assert!(matches!(
+        rig.replies.get(&third),
+        Some(StoreReply::Done { .. })
+    ));
+}
+
+#[test]
+fn a_lack_of_intents_makes_settling_urgent_under_load() {
+    let mut rig = Rig::new(8, 1);
+    for chunk in 0..6 {
+        rig.submit(write(chunk, 0, 1, 1, false));
+    }
+    rig.settle();
+    rig.cut();
+    rig.reopen();
+    rig.store.bounds.intents = 8;
+    let suspect = rig.store.stats().slots_suspect;
+    assert!(suspect > 0);
+    // A read that does not end.
+    rig.done(write_as(7, 0, 1, version(2, 1), 1, false));
+    rig.submit(StoreRequest::Read(range(7, 0, 1)));
+    for _ in 0..100 {
+        rig.background();
+        rig.turn();
+        while rig.disk.pending() > 1 {
+            rig.complete(1);
+            rig.turn();
+        }
+    }
+    assert_eq!(rig.store.stats().slots_suspect, 0);
 }
