@@ -2,7 +2,7 @@
 # the demo, the tests (host and guest) and the benchmarks, after lib.sh.
 #
 #   cluster_begin DIR                 DIR must not be on tmpfs: nodes insist on real O_DIRECT
-#   node_create NAME SITE SIZE        formats and starts
+#   node_create NAME SITE [SIZE]      formats and starts
 #   node_start|node_stop|node_kill NAME
 #   front_attach VOLUME [ARGUMENT...] sets DEVICE[VOLUME]: /dev/ublkbN or an NBD URI
 #   front_detach VOLUME
@@ -26,11 +26,12 @@ cluster_begin() {
 	next_port=${UKAI_PORTS:-$(free_ports 64)}
 }
 
-# The first node of a cluster also founds it.
-node_create() { # NAME SITE SIZE
-	local found=()
+# The first node of a cluster also founds it. Without a size: $cluster/nodes/NAME is (a link to) a device.
+node_create() { # NAME SITE [SIZE]
+	local found=() size=()
+	[ -z "${3:-}" ] || size=(--size "$3")
 	[ -e "$cluster/meta.db" ] || found=(--cluster-init)
-	"$bin/chunkstore" format "$cluster/nodes/$1" --size "$3" --site "$2" --name "$1" "${found[@]}" \
+	"$bin/chunkstore" format "$cluster/nodes/$1" "${size[@]}" --site "$2" --name "$1" "${found[@]}" \
 		>>"$cluster/log/$1" 2>&1 || {
 		cat "$cluster/log/$1" >&2
 		die "format of node $1 failed"

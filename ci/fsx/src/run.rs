@@ -8,8 +8,8 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 /// Fewer would make ranges of one length only.
 const SECTORS_MIN: u64 = 16;
@@ -33,7 +33,8 @@ pub(crate) struct Shared {
     stop_file: Option<PathBuf>,
     failed: AtomicBool,
     reattached: AtomicU64,
-    flushed: AtomicU64,
+    /// Flushes answered; held while the command that is told of them runs.
+    flushed: Mutex<u64>,
 }
 
 /// How to make one.
@@ -73,7 +74,7 @@ impl Shared {
             stop_file: options.stop_file,
             failed: AtomicBool::new(false),
             reattached: AtomicU64::new(0),
-            flushed: AtomicU64::new(0),
+            flushed: Mutex::new(0),
         })
     }
 
@@ -117,9 +118,11 @@ impl Shared {
         Ok(())
     }
 
-    /// A flush was answered: its number goes to the command that wants to know.
+    /// A flush was answered: its number goes to the command that wants to know, one at a time.
     pub(crate) fn flushed(&self) -> Result<(), Failure> {
-        let number = self.flushed.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut flushed = self.flushed.lock().unwrap_or_else(PoisonError::into_inner);
+        *flushed += 1;
+        let number = *flushed;
         match &self.on_flush {
             Some(command) => shell(&format!("{command} {number}")).map(|_| ()),
             None => Ok(()),
@@ -198,7 +201,7 @@ pub(crate) fn run(shared: &Shared, threads: u8) -> Result<String, Failure> {
     }
     Ok(format!(
         "{done} operations by {threads} threads on {sectors} sectors, {} flushes, {} times attached again",
-        shared.flushed.load(Ordering::Relaxed),
+        shared.flushed.lock().map_or(0, |flushed| *flushed),
         shared.reattached.load(Ordering::Relaxed)
     ))
 }
