@@ -35,19 +35,20 @@ fn a_chunk_is_copied_over_tcp_and_unix() {
     assert_eq!(from.zero(5, 310, 20, 4), Status::Ok);
     // Something newer that was never acknowledged: a mirror takes it back.
     assert_eq!(to.write(5, 0, 900, pattern(77, 3)), Status::Ok);
-    // The zeros at 310..330 are the target's content already.
-    for (address, copied) in [(0, 580), (1, 0)] {
+    // The zeros at 310..330 too: a replica that comes back later learns of them here.
+    for (address, copied) in [(0, 600), (1, 0)] {
         let addresses = vec![source.shards[0][address].clone()];
         let pull = order(&source, PullMode::Mirror, addresses);
         let pulled = to.pull(5, 1024, &pull).expect("pulled");
         assert_eq!(pulled.sectors_compared, 1024);
         assert_eq!((pulled.sectors_copied, pulled.sectors_bad), (copied, 0));
     }
-    let mut expected = from.list(5, 0, 1024);
-    for state in &mut expected[310..330] {
-        assert_eq!(state.flags, SectorState::ZERO);
-        *state = SectorState::UNWRITTEN;
-    }
+    let expected = from.list(5, 0, 1024);
+    assert!(
+        expected[310..330]
+            .iter()
+            .all(|state| state.flags == SectorState::ZERO)
+    );
     assert_eq!(to.list(5, 0, 1024), expected);
     for slot in 0..4 {
         let (mine, theirs) = (to.read(5, slot * 256, 256), from.read(5, slot * 256, 256));
