@@ -42,6 +42,8 @@ struct State {
     /// Bumped when a session's connection returns: its watches fire.
     reconnects: BTreeMap<u64, u64>,
     faults: BTreeMap<u64, VecDeque<CommitFault>>,
+    /// What clients see whose server lags behind.
+    lagging: BTreeMap<u64, BTreeMap<String, Value>>,
 }
 
 #[derive(Debug, Default)]
@@ -147,6 +149,28 @@ impl MemoryStore {
             .push_back(fault);
     }
 
+    /// Its server falls behind: reads see the present state from now on, until the client learns of a
+    /// commit of its own (a server answers one only after it has caught up) or [`MemoryStore::catch_up`]. A
+    /// client never sees time go back.
+    pub fn lag(&self) {
+        let mut state = self.shared.lock();
+        if state.lagging.contains_key(&self.session) {
+            return;
+        }
+        let now = state.keys.iter().map(|(key, entry)| {
+            let bytes = entry.bytes.clone();
+            let version = entry.version;
+            (key.clone(), Value { bytes, version })
+        });
+        let now = now.collect();
+        state.lagging.insert(self.session, now);
+    }
+
+    /// Its server has caught up.
+    pub fn catch_up(&self) {
+        self.shared.lock().lagging.remove(&self.session);
+    }
+
     /// The servers give the session up: its ephemeral keys vanish, and each of its calls fails.
     pub fn expire(&self) {
         let mut state = self.shared.lock();
@@ -162,6 +186,7 @@ impl Drop for MemoryStore {
         state.end(self.session);
         state.unavailable.remove(&self.session);
         state.faults.remove(&self.session);
+        state.lagging.remove(&self.session);
         self.shared.changed.notify_all();
     }
 }
@@ -267,6 +292,9 @@ impl MetaStore for MemoryStore {
     fn get(&self, key: &str) -> Result<Option<Value>, MetaError> {
         let state = self.shared.lock();
         state.check_session(self.session)?;
+        if let Some(keys) = state.lagging.get(&self.session) {
+            return Ok(keys.get(key).cloned());
+        }
         Ok(state.keys.get(key).map(|entry| Value {
             bytes: entry.bytes.clone(),
             version: entry.version,
@@ -277,13 +305,18 @@ impl MetaStore for MemoryStore {
         let state = self.shared.lock();
         state.check_session(self.session)?;
         let prefix = format!("{key}/");
-        let children: BTreeSet<&str> = state
-            .keys
-            .range(prefix.clone()..)
-            .map_while(|(key, _)| key.strip_prefix(&prefix))
-            .filter_map(|rest| rest.split('/').next())
-            .collect();
-        Ok(children.into_iter().map(str::to_owned).collect())
+        fn children<V>(keys: &BTreeMap<String, V>, prefix: &str) -> Vec<String> {
+            let children: BTreeSet<&str> = keys
+                .range(prefix.to_owned()..)
+                .map_while(|(key, _)| key.strip_prefix(prefix))
+                .filter_map(|rest| rest.split('/').next())
+                .collect();
+            children.into_iter().map(str::to_owned).collect()
+        }
+        Ok(match state.lagging.get(&self.session) {
+            Some(keys) => children(keys, &prefix),
+            None => children(&state.keys, &prefix),
+        })
     }
 
     fn commit(&self, writes: &[Write]) -> Result<Vec<KvVersion>, CommitError> {
@@ -302,6 +335,9 @@ impl MetaStore for MemoryStore {
             Some(CommitFault::UnknownLanded) | None => {}
         }
         let result = state.commit(self.session, writes);
+        if fault.is_none() {
+            state.lagging.remove(&self.session);
+        }
         self.shared.changed.notify_all();
         if fault == Some(CommitFault::UnknownLanded) {
             return Err(CommitError::Unknown);
@@ -375,5 +411,36 @@ impl Watch for MemoryWatch {
         self.seen = self.seen.max(changes);
         self.reconnects = reconnects;
         Ok(fired)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn create(store: &MemoryStore, key: &str) -> Result<Vec<KvVersion>, CommitError> {
+        store.commit(&[Write::Create {
+            key: key.into(),
+            bytes: Vec::new(),
+            ephemeral: false,
+        }])
+    }
+
+    #[test]
+    fn a_lagging_client_sees_the_past_until_it_learns_of_a_commit() {
+        let cluster = MemoryCluster::new();
+        let (one, other) = (cluster.session(), cluster.session());
+        one.lag();
+        assert!(create(&other, "/ukai/a").is_ok());
+        assert_eq!(one.get("/ukai/a"), Ok(None));
+        assert_eq!(one.list("/ukai"), Ok(Vec::new()));
+        one.inject(CommitFault::UnknownLanded);
+        assert_eq!(create(&one, "/ukai/b"), Err(CommitError::Unknown));
+        assert_eq!(one.get("/ukai/b"), Ok(None), "nobody told it");
+        assert!(matches!(
+            create(&one, "/ukai/a"),
+            Err(CommitError::Conflict { .. })
+        ));
+        assert!(one.get("/ukai/b").is_ok_and(|value| value.is_some()));
     }
 }

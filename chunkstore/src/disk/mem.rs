@@ -223,6 +223,8 @@ impl MemDisk {
         write.progress = Progress::Completed;
         for (sector, content) in write.sectors() {
             self.cached.insert(sector, content.clone());
+            // The device puts another sector in its place.
+            self.unreadable.remove(&sector);
         }
         self.supersede(serial, &[Progress::Failed]);
     }
@@ -467,6 +469,47 @@ impl MemDisk {
             .for_each(|byte| *byte ^= 0x10);
         self.cached.remove(&sector);
         self.durable.insert(sector, Rc::new(content));
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Nothing is volatile: a cut would change nothing.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.volatile.is_empty() && self.submitted.is_empty()
+    }
+
+    /// What reads of a sector see; `None`: it was never written.
+    #[must_use]
+    pub fn sector(&self, position: u64) -> Option<Rc<[u8; BLOCK_BYTES]>> {
+        let sector = position / BLOCK;
+        let held = self.cached.get(&sector);
+        held.or_else(|| self.durable.get(&sector)).cloned()
+    }
+
+    /// The first sector at or after `position` that was ever written.
+    #[must_use]
+    pub fn next_held(&self, position: u64) -> Option<u64> {
+        let from = position.div_ceil(BLOCK);
+        let first = |held: &BTreeMap<u64, Sector>| held.range(from..).next().map(|(s, _)| *s);
+        let (cached, durable) = (first(&self.cached), first(&self.durable));
+        let sector = match (cached, durable) {
+            (Some(one), Some(other)) => one.min(other),
+            (one, other) => one.or(other)?,
+        };
+        Some(sector * BLOCK)
+    }
+
+    /// Changes a sector at rest behind everyone's back.
+    pub fn place(&mut self, position: u64, content: &[u8; BLOCK_BYTES]) {
+        self.check(position, BLOCK);
+        let sector = position / BLOCK;
+        self.cached.remove(&sector);
+        self.durable.insert(sector, Rc::new(*content));
     }
 
     /// A copy of what would survive a cut in which no volatile write reached the medium.

@@ -158,10 +158,7 @@ fn settle_changed(
         }
         let contents = read_crcs(disk, geometry, slot, first, last);
         let key = replay.owners[&slot].key;
-        let lost = replay
-            .open
-            .get(&(key.volume, key.chunk))
-            .map(|(token, _)| *token);
+        let lost = replay.open.contains_key(&(key.volume, key.chunk));
         let page = replay.page(disk, geometry, log, slot)?;
         let page = page.as_mut().expect("a slot with an owner has a page");
         for (sector, content) in (first..=last).zip(contents) {

@@ -10,10 +10,10 @@
 //!   overwritten again only when the recovery is sure to know whether the first write was flushed (the
 //!   rule of `marker.rs`);
 //! - content that matches no record was written by a request whose record was lost. It is newer than
-//!   all of them, and a sector is written whole: it becomes the truth.
+//!   all of them, and a sector is written whole: it becomes the truth, unless another replica has the
+//!   newest known version whole.
 
 use ukai_proto::message::SectorState;
-use ukai_proto::{Seq, Token, Version};
 
 /// What to do with a sector.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,12 +28,12 @@ pub(super) enum Verdict {
     Bad,
 }
 
-/// Judges `content` (its checksum; `None`: unreadable) against the chain, newest first. `lost`: the
-/// token under which records may have been lost, if any may.
+/// Judges `content` (its checksum; `None`: unreadable) against the chain, newest first. `lost`: records
+/// may have been lost.
 pub(super) fn decide(
     chain: impl Iterator<Item = SectorState>,
     content: Option<u32>,
-    lost: Option<Token>,
+    lost: bool,
 ) -> Verdict {
     let mut newest: Option<SectorState> = None;
     for state in chain {
@@ -66,14 +66,13 @@ pub(super) fn decide(
     };
     match (content, lost) {
         _ if newest.flags & SectorState::BAD != 0 => Verdict::Keep,
-        (Some(crc), Some(token)) => {
-            let version = newest.version.max(Version::new(token, Seq(0)));
-            Verdict::Adopt(SectorState {
-                version,
-                crc,
-                flags: SectorState::ADOPTED,
-            })
-        }
+        // Not above the newest known version: rot looks the same, and must not win over a replica that
+        // has that version whole. What was acknowledged and lost its record here has it elsewhere.
+        (Some(crc), true) => Verdict::Adopt(SectorState {
+            version: newest.version,
+            crc,
+            flags: SectorState::ADOPTED,
+        }),
         _ => Verdict::Bad,
     }
 }
@@ -81,6 +80,7 @@ pub(super) fn decide(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ukai_proto::{Seq, Token, Version};
 
     fn data(seq: u64, crc: u32) -> SectorState {
         SectorState {
@@ -98,7 +98,7 @@ mod tests {
     }
 
     fn judge(chain: &[SectorState], content: Option<u32>) -> Verdict {
-        decide(chain.iter().copied(), content, Some(Token(3)))
+        decide(chain.iter().copied(), content, true)
     }
 
     #[test]
@@ -107,13 +107,13 @@ mod tests {
         assert_eq!(judge(&chain, Some(90)), Verdict::Keep);
         assert_eq!(judge(&chain, Some(80)), Verdict::Revert(data(8, 80)));
         let adopted = SectorState {
-            version: Version::new(Token(3), Seq(0)),
+            version: Version::new(Token(2), Seq(9)),
             crc: 5,
             flags: SectorState::ADOPTED,
         };
         assert_eq!(judge(&chain, Some(5)), Verdict::Adopt(adopted));
         assert_eq!(judge(&chain, None), Verdict::Bad);
-        assert_eq!(decide(chain.into_iter(), Some(5), None), Verdict::Bad);
+        assert_eq!(decide(chain.into_iter(), Some(5), false), Verdict::Bad);
 
         let fresh = [data(9, 90), zero(8), data(7, 70)];
         assert_eq!(judge(&fresh, Some(90)), Verdict::Keep);

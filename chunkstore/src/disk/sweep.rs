@@ -164,8 +164,7 @@ impl<B: Buffer> Store<B> {
             self.ready.extend(job.waiting);
             return;
         }
-        // Not the intent's token now: nothing was written here under a later one.
-        let lost = self.intents.recovered(key.volume, key.chunk);
+        let lost = self.intents.recovered(key.volume, key.chunk).is_some();
         let mut changed: Vec<(u8, SectorState)> = Vec::new();
         let mut bad = 0;
         for (sector, content) in &job.found {

@@ -1,9 +1,10 @@
 //! Planted bugs, to see that the checks catch them.
 
 use crate::Canary;
-use crate::world::{FrontIndex, World};
+use crate::world::{FrontIndex, NodeIndex, VOLUME, World};
 use ublk_front::core::api::GuestTag;
-use ukai_proto::Header;
+use ukai_proto::message::{Pull, PullMode};
+use ukai_proto::{Frame, Header, Opcode, Token};
 
 impl World {
     pub(crate) fn canary_write_sent(
@@ -50,5 +51,34 @@ impl World {
         }
         let tag = slot.io.tag.0 as usize;
         self.fronts[front].slots[lane][tag] = Some(slot);
+    }
+
+    /// The planted bugs of nodes that show in a request: the token under which it shall pass, and copies
+    /// that take only what is newer at the source.
+    pub(crate) fn canary_request(
+        &mut self,
+        node: NodeIndex,
+        shard: u16,
+        frame: &mut Frame<Vec<u8>>,
+    ) -> Option<Token> {
+        match self.options.canary? {
+            Canary::SkipFence if frame.header.volume == VOLUME => {
+                let is_io = matches!(
+                    frame.header.opcode,
+                    Opcode::Read | Opcode::Write | Opcode::Zero
+                );
+                is_io.then_some(frame.header.token)
+            }
+            Canary::NewerThanResync if frame.header.opcode == Opcode::Pull => {
+                let mut pull = Pull::decode(&frame.aux).ok()?;
+                if pull.mode == PullMode::Mirror {
+                    pull.mode = PullMode::Newer;
+                    *frame = Frame::new(frame.header, pull.encode(), None);
+                    self.say(|| format!("canary: n{node} shard {shard} copies only newer sectors"));
+                }
+                None
+            }
+            _ => None,
+        }
     }
 }

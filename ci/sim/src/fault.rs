@@ -1,68 +1,121 @@
-//! Faults: who is hit by what, and when.
+//! Faults: which kinds there are, when they come, and how each is done.
 //!
-//! The last good copy of a sector is never destroyed: a single node loses power only if every chunk has
-//! an in-sync replica on another node that did not (whether it runs or not). When all lose power at
-//! once (a blackout), what was flushed must survive, and the history is judged by that.
+//! Who may be hit is decided by `atlas`: the last valid copy of a sector is never destroyed. When all
+//! nodes lose power at once (a blackout), what was flushed must survive, and the history is judged by that.
 
 use crate::queue::{MS, SECOND};
+use crate::tally::Mark;
 use crate::world::{Event, NodeIndex, World};
 use rand::RngExt;
 use ukai_checker::Event as Line;
-use ukai_meta::catalog;
-use ukai_meta::transition;
 use ukai_proto::ChunkIndex;
-use ukai_proto::message::ChunkRange;
 
-/// Kinds of faults.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum FaultKind {
-    CutLink,
-    Clog,
-    CrashNode,
-    PowerCutNode,
-    CrashFront,
-    Steal,
-    Blackout,
-    MetaOutage,
-    Relocate,
+/// How likely a run has a kind of fault, and what range its mean time is drawn from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Odds {
+    pub(crate) percent: u32,
+    pub(crate) from_ms: u64,
+    pub(crate) to_ms: u64,
 }
 
-const KINDS: [FaultKind; 9] = [
-    FaultKind::CutLink,
-    FaultKind::Clog,
-    FaultKind::CrashNode,
-    FaultKind::PowerCutNode,
-    FaultKind::CrashFront,
-    FaultKind::Steal,
-    FaultKind::Blackout,
-    FaultKind::MetaOutage,
-    FaultKind::Relocate,
-];
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $percent:literal, $from:literal..$to:literal;)*) => {
+        /// Kinds of faults.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        pub(crate) enum FaultKind {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl FaultKind {
+            pub(crate) const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// What people call it.
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+
+            pub(crate) fn odds(self) -> Odds {
+                let (percent, from_ms, to_ms) = match self {
+                    $(Self::$name => ($percent, $from, $to),)*
+                };
+                Odds { percent, from_ms, to_ms }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A connection breaks, half-open for a while.
+    CutLink = "link cut", 50, 100..3000;
+    /// One direction of a connection delivers nothing for a while.
+    Clog = "link clogged", 50, 100..3000;
+    /// A client gives a connection up and connects anew; its old bytes arrive all the same, later.
+    LateBytes = "late bytes", 25, 200..4000;
+    /// A node and all fronts cannot reach each other.
+    Partition = "partition", 25, 1000..8000;
+    /// One of the two directions.
+    PartitionOneWay = "one-way partition", 25, 1000..8000;
+    /// Two nodes cannot reach each other.
+    PartitionNodes = "partition of nodes", 20, 1000..8000;
+    /// A node answers late, but answers.
+    SlowNode = "slow node", 20, 1000..8000;
+    /// kill -9.
+    CrashNode = "node crash", 50, 300..8000;
+    /// A machine loses power.
+    PowerCutNode = "node power cut", 45, 300..8000;
+    /// A node stands still, then goes on.
+    PauseNode = "node pause", 20, 1000..10_000;
+    /// A node's device is replaced by a blank one; it comes back as another node.
+    Wipe = "node wiped", 10, 3000..15_000;
+    /// kill -9 of a front.
+    CrashFront = "front crash", 45, 500..8000;
+    /// A front stands still, mostly while another one takes the volume, then goes on as a zombie.
+    PauseFront = "front pause", 20, 2000..12_000;
+    /// A second host takes the volume while the first front lives.
+    Steal = "forced attach", 20, 1000..10_000;
+    /// Detached cleanly, attached elsewhere.
+    HandOver = "hand-over", 15, 2000..12_000;
+    /// All nodes and fronts lose power at once.
+    Blackout = "blackout", 20, 1500..10_000;
+    /// The metadata store cannot be reached.
+    MetaOutage = "metadata outage", 35, 500..8000;
+    /// The metadata servers end a session.
+    SessionExpiry = "session expiry", 20, 1000..10_000;
+    /// A metadata server that lags answers reads.
+    StaleRead = "stale metadata reads", 25, 500..6000;
+    /// An administrator adds or removes a location.
+    Relocate = "relocation", 40, 300..5000;
+    /// Someone who is no proper peer connects.
+    Stranger = "stranger", 20, 500..8000;
+    /// A sector at rest changes.
+    Rot = "rot", 25, 300..5000;
+    /// A sector can no longer be read, until it is written.
+    BadSector = "unreadable sector", 20, 500..6000;
+    /// A read fails once.
+    ReadError = "read error", 20, 300..5000;
+    /// A write fails once.
+    WriteError = "write error", 12, 1000..10_000;
+    /// A sync fails.
+    FlushError = "flush error", 10, 2000..12_000;
+    /// A write went to another sector's place.
+    MisdirectedWrite = "misdirected write", 15, 500..6000;
+    /// A read comes from another sector's place.
+    MisdirectedRead = "misdirected read", 15, 500..6000;
+    /// A device answers nothing for a while.
+    Hang = "device hang", 15, 1000..10_000;
+}
 
 impl World {
-    fn mean(&self, kind: FaultKind) -> Option<u64> {
-        let swarm = &self.swarm;
-        match kind {
-            FaultKind::CutLink => swarm.cut_link,
-            FaultKind::Clog => swarm.clog,
-            FaultKind::CrashNode => swarm.crash_node,
-            FaultKind::PowerCutNode => swarm.power_cut_node,
-            FaultKind::CrashFront => swarm.crash_front,
-            FaultKind::Steal => swarm.steal,
-            FaultKind::Blackout => swarm.blackout,
-            FaultKind::MetaOutage => swarm.meta_outage,
-            FaultKind::Relocate => swarm.relocate,
-        }
-    }
-
     pub(crate) fn schedule_faults(&mut self) {
-        for kind in KINDS {
-            self.schedule_fault(kind);
+        for kind in FaultKind::ALL {
+            self.schedule_fault(*kind);
         }
     }
 
     fn schedule_fault(&mut self, kind: FaultKind) {
-        if let Some(mean) = self.mean(kind) {
+        if let Some(mean) = self.swarm.faults.get(&kind).copied() {
             let at = self.queue.now() + 1 + self.up_to(2 * mean);
             self.queue.push(at, Event::Fault(kind));
         }
@@ -73,100 +126,121 @@ impl World {
             return;
         }
         self.schedule_fault(kind);
-        self.faults += 1;
-        match kind {
-            FaultKind::CutLink => {
-                if let Some(link) = self.any_link() {
-                    self.cut_link(link);
-                }
-            }
-            FaultKind::Clog => {
-                if let Some(link) = self.any_link() {
-                    let to_node = self.in_256(128);
-                    let long = if self.in_256(64) { 8000 } else { 800 };
-                    let for_ns = self.up_to(long * MS);
-                    self.clog_link(link, to_node, for_ns);
-                }
-            }
-            FaultKind::CrashNode => {
-                let away = MS + self.up_to(self.swarm.node_away_ns);
-                self.crash_any_node(away);
-            }
-            FaultKind::PowerCutNode => {
-                if let Some(node) = self.any_running_node()
-                    && self.may_lose_power(node)
-                {
-                    self.power_cut_node(node);
-                    self.restart_later(node);
-                }
-            }
-            FaultKind::CrashFront => self.crash_the_front(),
-            FaultKind::Steal => {
-                if let Some(front) = self.newest_front()
-                    && self.fronts[front].ready
-                {
-                    let host = self.fronts[front].host + 1;
-                    self.queue
-                        .push(self.queue.now(), Event::FrontStart { host });
-                }
-            }
-            FaultKind::Blackout => self.blackout(),
-            FaultKind::MetaOutage => {
-                if !self.meta_down {
-                    let for_ns = self.up_to(6000 * MS);
-                    self.meta_outage(for_ns);
-                }
-            }
-            FaultKind::Relocate => self.relocate(),
+        if self.inflict(kind) {
+            self.faults.hit(kind.name());
         }
     }
 
+    /// `false`: there was nothing to hit, or it would have been the last good copy.
+    fn inflict(&mut self, kind: FaultKind) -> bool {
+        match kind {
+            FaultKind::CutLink => self.any_link().is_some_and(|link| {
+                self.cut_link(link);
+                true
+            }),
+            FaultKind::Clog => self.any_link().is_some_and(|link| {
+                let to_node = self.in_256(128);
+                let long = if self.in_256(64) { 8000 } else { 800 };
+                let for_ns = self.up_to(long * MS);
+                self.clog_link(link, to_node, for_ns);
+                true
+            }),
+            FaultKind::LateBytes => self.any_link().is_some_and(|link| self.late_bytes(link)),
+            FaultKind::Partition | FaultKind::PartitionOneWay => {
+                let both = kind == FaultKind::Partition;
+                self.any_dispensable_node()
+                    .is_some_and(|node| self.partition_node(node, both))
+            }
+            FaultKind::PartitionNodes => self.partition_nodes(),
+            FaultKind::SlowNode => self
+                .any_dispensable_node()
+                .is_some_and(|node| self.slow_node(node)),
+            FaultKind::CrashNode => {
+                let away = MS + self.up_to(self.swarm.node_away_ns);
+                self.crash_any_node(away)
+            }
+            FaultKind::PowerCutNode => self.any_running_node().is_some_and(|node| {
+                self.may_lose_power(node) && {
+                    self.power_cut_node(node);
+                    self.restart_later(node);
+                    true
+                }
+            }),
+            FaultKind::PauseNode => self
+                .any_dispensable_node()
+                .is_some_and(|node| self.pause_node(node)),
+            FaultKind::Wipe => self.wipe_any_node(),
+            FaultKind::CrashFront => self.crash_the_front(),
+            FaultKind::PauseFront => self.pause_the_front(),
+            FaultKind::Steal => self.serving_front().is_some_and(|front| {
+                let host = self.fronts[front].host + 1;
+                let now = self.queue.now();
+                self.queue
+                    .push(now, Event::FrontStart { host, force: true });
+                true
+            }),
+            FaultKind::HandOver => self.begin_hand_over(),
+            FaultKind::Blackout => self.blackout(),
+            FaultKind::MetaOutage => {
+                !self.meta_down && {
+                    let for_ns = self.up_to(6000 * MS);
+                    self.meta_outage(for_ns);
+                    true
+                }
+            }
+            FaultKind::SessionExpiry => self.expire_a_session(),
+            FaultKind::StaleRead => self.lag_reads(),
+            FaultKind::Relocate => self.relocate(),
+            FaultKind::Stranger => self.stranger_comes(),
+            FaultKind::Rot => self.rot_a_sector(),
+            FaultKind::BadSector => self.break_a_sector(),
+            FaultKind::MisdirectedWrite => self.misdirect_a_write(),
+            FaultKind::ReadError
+            | FaultKind::WriteError
+            | FaultKind::FlushError
+            | FaultKind::MisdirectedRead => self.plan_device_error(kind),
+            FaultKind::Hang => self
+                .any_dispensable_node()
+                .is_some_and(|node| self.hang_device(node)),
+        }
+    }
+
+    /// A connection whose loss endangers nothing.
     fn any_link(&mut self) -> Option<u64> {
         let count = self.links.len();
         let index = self.rng.random_range(0..count.max(1));
-        self.links.keys().nth(index).copied()
+        let (id, link) = self.links.iter().nth(index)?;
+        let (id, node) = (*id, link.node);
+        self.may_be_away(node).then_some(id)
     }
 
-    fn any_running_node(&mut self) -> Option<NodeIndex> {
+    pub(crate) fn any_running_node(&mut self) -> Option<NodeIndex> {
         let index = self.rng.random_range(0..self.nodes.len());
         self.nodes[index].process.is_some().then_some(index)
     }
 
-    /// Is every chunk safe without this node?
-    fn may_lose_power(&self, node: NodeIndex) -> bool {
-        let Some(map) = self.load_map() else {
-            return false;
-        };
-        (0..map.chunk_count()).map(ChunkIndex).all(|chunk| {
-            let holders: Vec<_> = map.in_sync(chunk).collect();
-            !holders.contains(&self.nodes[node].id)
-                || self.nodes.iter().enumerate().any(|(other, state)| {
-                    other != node && holders.contains(&state.id) && state.suspect_since.is_none()
-                })
+    /// A running node without which the others have everything.
+    fn any_dispensable_node(&mut self) -> Option<NodeIndex> {
+        self.any_running_node()
+            .filter(|node| self.may_be_away(*node))
+    }
+
+    /// The newest front, if it serves guests and runs.
+    pub(crate) fn serving_front(&self) -> Option<usize> {
+        let now = self.queue.now();
+        self.newest_front().filter(|front| {
+            let front = &self.fronts[*front];
+            front.ready && !front.leaving && front.paused_until <= now
         })
     }
 
-    /// Only replicas that lost power before anyone recorded it are left in sync: a double fault that
-    /// nothing can make good. The front had not noticed the first when the second took the others.
-    pub(crate) fn is_beyond_help(&self) -> bool {
-        let Some(map) = self.load_map() else {
-            return false;
-        };
-        (0..map.chunk_count()).map(ChunkIndex).any(|chunk| {
-            let suspect = |id| {
-                let node = self.nodes.iter().find(|node| node.id == id);
-                node.is_some_and(|node| node.suspect_since.is_some())
-            };
-            map.in_sync(chunk).all(suspect)
-        })
-    }
-
-    fn crash_the_front(&mut self) {
+    fn crash_the_front(&mut self) -> bool {
         let Some(front) = self.newest_front() else {
-            return;
+            return false;
         };
         self.crash_front(front);
-        let stays = self.swarm.reissue && self.fronts[front].ready;
+        // Of two guests whose fronts died, one is lost with its host.
+        let stays = self.swarm.reissue && self.fronts[front].ready && !self.has_orphans();
         self.guest_left_alone(front, stays);
         let host = self.fronts[front].host;
         let host = if stays || self.in_256(128) {
@@ -177,35 +251,34 @@ impl World {
         self.replace_front(host);
         // Rarely does one thing fail alone: what the front was doing is on some nodes only, and the next
         // front has to go on without one of them.
-        if self.swarm.crash_node.is_some() && self.in_256(128) {
+        if self.swarm.has(FaultKind::CrashNode) && self.in_256(128) {
             let away = 6 * SECOND + self.up_to(6 * SECOND);
-            self.crash_any_node(away);
+            if self.crash_any_node(away) {
+                self.faults.hit(FaultKind::CrashNode.name());
+            }
         }
+        true
     }
 
-    /// Crashes a node, unless it has what another one lost with its power.
-    fn crash_any_node(&mut self, away_ns: u64) {
-        let Some(node) = self.any_running_node() else {
-            return;
+    /// Crashes a node, unless it has what another one lacks.
+    fn crash_any_node(&mut self, away_ns: u64) -> bool {
+        let Some(node) = self.any_dispensable_node() else {
+            return false;
         };
-        let id = self.nodes[node].id;
-        let Some(map) = self.load_map() else { return };
-        let is_needed = (0..map.chunk_count()).map(ChunkIndex).any(|chunk| {
-            let holders: Vec<_> = map.in_sync(chunk).collect();
-            let mut others = self
-                .nodes
-                .iter()
-                .filter(|other| other.id != id && holders.contains(&other.id));
-            holders.contains(&id) && others.any(|other| other.suspect_since.is_some())
-        });
-        if !is_needed {
-            self.crash_node(node);
-            let at = self.queue.now() + away_ns;
-            self.queue.push(at, Event::NodeStart { node });
+        if self.is_fragile(node) {
+            return false;
         }
+        self.crash_node(node);
+        let at = self.queue.now() + away_ns;
+        self.troubled(node, at);
+        self.queue.push(at, Event::NodeStart { node });
+        true
     }
 
-    fn blackout(&mut self) {
+    fn blackout(&mut self) -> bool {
+        if (0..self.nodes.len()).any(|node| self.is_fragile(node)) {
+            return false;
+        }
         self.say(|| "blackout".into());
         for front in 0..self.fronts.len() {
             if self.fronts[front].alive {
@@ -223,28 +296,15 @@ impl World {
         }
         let host = self.fronts.len();
         self.replace_front(host);
+        true
     }
 
-    /// An administrator moves something.
-    fn relocate(&mut self) {
-        let Some(map) = self.load_map() else { return };
-        let start = self.rng.random_range(0..map.chunk_count());
-        let count = self.rng.random_range(1..=map.chunk_count() - start);
-        let range = ChunkRange {
-            start: ChunkIndex(start),
-            count,
-        };
-        let index = self.rng.random_range(0..self.nodes.len());
-        let node = self.nodes[index].id;
-        let update = if self.in_256(128) {
-            transition::add_location(&map, range, node)
-        } else {
-            transition::remove_location(&map, range, node, self.swarm.copies)
-        };
-        if let Ok(update) = update
-            && catalog::commit_update(&self.operator, update).is_ok()
-        {
-            self.head_changed();
-        }
+    pub(crate) fn mark(&self, mark: Mark) {
+        self.marks.borrow_mut().hit(mark.name());
+    }
+
+    pub(crate) fn chunk_of(&self, sector: u64) -> ChunkIndex {
+        let chunk = sector * 4096 / self.swarm.chunk_bytes;
+        ChunkIndex(u32::try_from(chunk).unwrap_or(u32::MAX))
     }
 }

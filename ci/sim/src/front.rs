@@ -4,12 +4,13 @@ use crate::guest::Slot;
 use crate::meta::MetaRequest;
 use crate::net::{Client, Ending, LinkId};
 use crate::queue::{MS, SECOND};
+use crate::tally::Mark;
 use crate::world::{CLUSTER, Event, FrontIndex, VOLUME, World};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use ublk_front::core::api::{
-    BufferPart, ControlAction, ControlEvent, GuestTag, LaneAction, LaneId, LaneOrder, LaneReport,
-    Now, Peer, PeerIndex,
+    BufferPart, ControlAction, ControlError, ControlEvent, GuestTag, LaneAction, LaneId, LaneOrder,
+    LaneReport, Now, Peer, PeerIndex,
 };
 use ublk_front::core::{ControlConfig, ControlCore, LaneCore, LaneLimits, SharedSeq};
 use ukai_meta::Attach;
@@ -53,6 +54,13 @@ pub(crate) struct Front {
     /// The channels between control and lanes keep their order.
     order_at: Vec<u64>,
     report_at: Vec<u64>,
+    /// Stands still until then.
+    pub(crate) paused_until: u64,
+    /// Its guest stops, so that it can detach.
+    pub(crate) leaving: bool,
+    pub(crate) detaching: bool,
+    /// A transaction of its was answered with "unknown".
+    pub(crate) outcome_unknown: bool,
     /// By lane, then tag.
     pub(crate) slots: Vec<Vec<Option<Slot>>>,
 }
@@ -73,8 +81,8 @@ impl World {
         Now(self.queue.now())
     }
 
-    /// A process starts and wants the volume, whoever has it.
-    pub(crate) fn start_front(&mut self, host: usize) {
+    /// A process starts and wants the volume; with force, whoever has it.
+    pub(crate) fn start_front(&mut self, host: usize, force: bool) {
         let index = self.fronts.len();
         let number = u8::try_from(index % 250).unwrap_or(0);
         let attach = Attach {
@@ -83,7 +91,7 @@ impl World {
             front: [number + 1; 16],
         };
         let mut config = ControlConfig::new(VOLUME, attach);
-        config.force = true;
+        config.force = force;
         let seq = Arc::new(SharedSeq::default());
         let meta = self.meta.session();
         meta.set_unavailable(self.meta_down);
@@ -104,6 +112,10 @@ impl World {
             meta,
             order_at: Vec::new(),
             report_at: Vec::new(),
+            paused_until: 0,
+            leaving: false,
+            detaching: false,
+            outcome_unknown: false,
             slots: Vec::new(),
         });
         self.control(index, ControlEvent::Start);
@@ -115,6 +127,7 @@ impl World {
     pub(crate) fn crash_front(&mut self, front: FrontIndex) {
         self.say(|| format!("front f{front} dies"));
         self.fronts[front].alive = false;
+        self.fronts[front].paused_until = 0;
         let conns = std::mem::take(&mut self.fronts[front].conns);
         let now = self.queue.now();
         for state in conns.values() {
@@ -140,6 +153,7 @@ impl World {
             self.crash_front(front);
             return;
         }
+        self.detach_when_idle(front);
         self.control(front, ControlEvent::Tick);
         for lane in 0..self.fronts[front].lanes.len() {
             self.lane(front, lane, |lane, now, out| lane.tick(now, out));
@@ -202,11 +216,21 @@ impl World {
             ControlAction::Ended(result) => {
                 self.say(|| format!("front f{front} ends: {result:?}"));
                 self.fronts[front].ended = true;
-                if !self.fronts[front].ready {
+                if result == Err(ControlError::Fenced) {
+                    self.mark(Mark::FrontFenced);
+                }
+                if self.fronts[front].detaching {
+                    self.handed_over(front, result.is_ok());
+                } else if !self.fronts[front].ready && self.newest_front().is_none() {
                     self.replace_front(self.fronts[front].host);
                 }
             }
-            ControlAction::Note(text) => self.say(|| format!("front f{front}: {text}")),
+            ControlAction::Note(text) => {
+                if text.contains("no other in-sync replica") {
+                    self.mark(Mark::LastInSyncHeld);
+                }
+                self.say(|| format!("front f{front}: {text}"));
+            }
         }
     }
 
@@ -481,7 +505,7 @@ impl World {
     /// The operator starts another front if none is left.
     pub(crate) fn replace_front(&mut self, host: usize) {
         let at = self.queue.now() + 50 * MS + self.up_to(2 * SECOND);
-        self.queue.push(at, Event::FrontStart { host });
+        self.queue.push(at, Event::FrontStart { host, force: true });
     }
 
     /// The process that has the volume, or will have it.

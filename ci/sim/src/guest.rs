@@ -1,14 +1,17 @@
 //! Guests: what they ask, what they see, and the history of it.
 
 use crate::Failure;
+use crate::fault::FaultKind;
 use crate::front::lane_id;
 use crate::swarm::Swarm;
+use crate::tally::Mark;
 use crate::verify::Phase;
 use crate::world::{Event, FrontIndex, VOLUME, World};
 use rand::RngExt;
 use std::collections::BTreeMap;
 use ublk_front::core::api::{GuestError, GuestIo, GuestOp, GuestTag, LaneId};
 use ukai_checker::{Content, Event as Line, History, Kind, Mode, SectorValue, Stamp};
+use ukai_meta::ReplicaState;
 use ukai_proto::limits::SECTOR_BYTES;
 
 const NAME: &str = "v";
@@ -34,6 +37,7 @@ pub(crate) struct Guest {
     next_write: u64,
     pub(crate) requests_left: u64,
     pub(crate) completed: u64,
+    pub(crate) acked_writes: u64,
     /// Requests of a guest whose front died, for the next one on that host.
     orphans: Vec<(usize, Slot)>,
     /// Where the guest works.
@@ -44,7 +48,7 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(swarm: &Swarm) -> Self {
-        let mode = if swarm.blackout.is_some() {
+        let mode = if swarm.has(FaultKind::Blackout) {
             Mode::Flush
         } else {
             Mode::Strict
@@ -56,6 +60,7 @@ impl Guest {
             next_write: 1,
             requests_left: swarm.requests,
             completed: 0,
+            acked_writes: 0,
             orphans: Vec::new(),
             ranges: Vec::new(),
             final_reads: Vec::new(),
@@ -101,6 +106,9 @@ impl World {
         let now = self.queue.now();
         let token = self.fronts[front].token;
         let orphans = std::mem::take(&mut self.guest.orphans);
+        if !orphans.is_empty() {
+            self.mark(Mark::Reissued);
+        }
         for (_, slot) in &orphans {
             let op = slot.op;
             self.guest.record(|t| Line::Reissue { t, op, token });
@@ -141,6 +149,10 @@ impl World {
         }
     }
 
+    pub(crate) fn has_orphans(&self) -> bool {
+        !self.guest.orphans.is_empty()
+    }
+
     pub(crate) fn forget_orphans(&mut self) {
         self.guest.orphans.clear();
     }
@@ -148,7 +160,7 @@ impl World {
     pub(crate) fn guest_next(&mut self, front: FrontIndex, lane: LaneId, tag: GuestTag) {
         let busy =
             |world: &Self| world.fronts[front].slots[lane.0 as usize][tag.0 as usize].is_some();
-        if !self.fronts[front].serves() || busy(self) {
+        if !self.fronts[front].serves() || self.fronts[front].leaving || busy(self) {
             return;
         }
         let io = match self.phase {
@@ -187,20 +199,14 @@ impl World {
     }
 
     /// A guest whose requests are issued again after its front died must not overwrite what is still
-    /// being written: the older write would be done again after the newer one. And unless told to, it
-    /// does not read what is being written (see [`crate::Options::read_in_flight`]).
+    /// being written: the older write would be done again after the newer one.
     fn collides(&self, front: FrontIndex, io: &GuestIo) -> bool {
         let writes = |op: GuestOp| matches!(op, GuestOp::Write { .. } | GuestOp::Zero { .. });
         let end = |io: &GuestIo| io.sector + u64::from(io.count);
         let mut running = self.fronts[front].slots.iter().flatten().flatten();
         running.any(|slot| {
             let overlap = slot.io.sector < end(io) && io.sector < end(&slot.io);
-            let must_avoid = match (writes(slot.io.op), writes(io.op)) {
-                (true, true) => self.swarm.reissue,
-                (false, false) => false,
-                _ => !self.options.read_in_flight,
-            };
-            overlap && must_avoid
+            overlap && self.swarm.reissue && writes(slot.io.op) && writes(io.op)
         })
     }
 
@@ -333,11 +339,16 @@ impl World {
         if !slot.answered {
             self.answer(&slot, result);
         }
-        if let Err(error @ (GuestError::Io | GuestError::NoSpace | GuestError::Invalid)) = result {
+        if result == Err(GuestError::Io) && self.is_excused(&slot.io) {
+            self.give_up("the guest asked for a sector whose last good copy is gone");
+        } else if let Err(error @ (GuestError::Io | GuestError::NoSpace | GuestError::Invalid)) =
+            result
+        {
             // No fault of the simulator lasts as long as requests are held, and space suffices.
             let what = format!(
-                "op {} fails: {error}; {}",
+                "op {} fails: {error}; {}; {}",
                 slot.op,
+                self.chunk_status(self.chunk_of(slot.io.sector)),
                 self.front_status(front)
             );
             self.fail(Failure::Liveness(what));
@@ -364,11 +375,33 @@ impl World {
                     GuestOp::Read => values(slot.io.sector, &slot.data),
                     _ => Vec::new(),
                 };
+                if matches!(slot.io.op, GuestOp::Write { .. } | GuestOp::Zero { .. }) {
+                    self.guest.acked_writes += 1;
+                    if self.is_degraded(&slot.io) {
+                        self.mark(Mark::DegradedAck);
+                    }
+                }
                 self.say(|| format!("op {op} values {}", summary(&values)));
                 self.guest.record(|t| Line::Ok { t, op, values });
             }
             Err(_) => self.guest.record(|t| Line::Fail { t, op }),
         }
+    }
+}
+
+impl World {
+    /// No good copy is left of something that the request is about.
+    fn is_excused(&mut self, io: &GuestIo) -> bool {
+        (io.sector..io.sector + u64::from(io.count)).any(|sector| self.is_lost(sector))
+    }
+
+    /// A replica of its first chunk is recorded stale.
+    fn is_degraded(&self, io: &GuestIo) -> bool {
+        self.map.as_ref().is_some_and(|map| {
+            let replicas = map.replicas(self.chunk_of(io.sector));
+            let mut health = map.head.health.iter();
+            health.any(|(node, _)| replicas.on(*node) == Some(ReplicaState::Stale))
+        })
     }
 }
 

@@ -20,31 +20,52 @@
 //! | `meta` | the way to the metadata store and back |
 //! | `guest` | workload and history |
 //! | `canary` | planted bugs |
-//! | `fault` | who is hit by what, and when; never the last good copy |
+//! | `seam` | the store as the core sees it, watched |
+//! | `fault` | kinds of faults, and when they come |
+//! | `atlas` | which copies are good, and so what may still be hit: never the last good copy |
+//! | `outage`, `device`, `operator` | how faults are done: of networks and processes, of devices, by people |
+//! | `tally` | what happened, by kind, and rare branches that were reached |
 //! | `verify` | phases, and the comparison at the end |
 #![forbid(unsafe_code)]
 
+mod atlas;
 mod canary;
+mod device;
 mod fault;
 mod front;
 mod guest;
 mod meta;
 mod net;
 mod node;
+mod operator;
+mod outage;
 mod queue;
+mod seam;
 mod swarm;
+pub mod tally;
 mod trace;
 mod verify;
 mod world;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use tally::Tally;
 
 /// A planted bug, to see that the checks catch it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Canary {
     /// The guest is answered when the first replica has answered.
     EarlyAck,
+    /// Nodes do the I/O of fronts whose token is too low.
+    SkipFence,
+    /// Nodes do not say which chunks have open intents.
+    NoIntent,
+    /// A copy is stored whatever is there.
+    CopyOverNewer,
+    /// A machine that lost power comes back as if only the process had died.
+    ForgetFlush,
+    /// Resynchronisation takes what is newer at the source, not what differs.
+    NewerThanResync,
 }
 
 /// How to run a seed.
@@ -52,16 +73,12 @@ pub enum Canary {
 pub struct Options {
     /// A planted bug.
     pub canary: Option<Canary>,
-    /// The guest also reads what it is still writing. The front does not hold I7 for such reads yet: it
-    /// answers them before every replica has the write, and if that replica is lost with the front (or
-    /// while another connection is down) the old value comes back. About one seed in a thousand finds it (1260, 2308).
-    pub read_in_flight: bool,
     /// Tell the story on standard error.
     pub verbose: bool,
 }
 
 /// What a run showed.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Outcome {
     /// Hash of all events.
     pub hash: u64,
@@ -69,8 +86,12 @@ pub struct Outcome {
     pub events: u64,
     /// Guest requests completed.
     pub requests: u64,
-    /// Faults that happened.
-    pub faults: u64,
+    /// Writes, discards and zeroes that were acknowledged, and so checked.
+    pub acked_writes: u64,
+    /// Faults that happened, by kind.
+    pub faults: Tally,
+    /// Rare branches that were reached.
+    pub marks: Tally,
     /// Ended early by a double fault (all in-sync replicas of a chunk lost power one after the other,
     /// before that could be recorded); what the guest saw until then was judged.
     pub given_up: bool,
@@ -87,6 +108,9 @@ pub enum Failure {
     /// Something did not come to its end although all faults were over.
     #[error("liveness: {0}")]
     Liveness(String),
+    /// An assertion failed.
+    #[error("panic: {0}")]
+    Panic(String),
     /// Two runs of the seed differed.
     #[error("determinism: first run {first:#018x}, second run {second:#018x}")]
     Determinism {
@@ -102,7 +126,15 @@ pub enum Failure {
 pub fn run_once(seed: u64, options: Options) -> Outcome {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let swarm = swarm::Swarm::draw(&mut rng);
-    world::World::new(rng, swarm, options).run()
+    let run = std::panic::AssertUnwindSafe(|| world::World::new(rng, swarm, options).run());
+    std::panic::catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        Outcome {
+            failure: Some(Failure::Panic(text.unwrap_or_default())),
+            ..Outcome::default()
+        }
+    })
 }
 
 /// Runs a seed twice and compares.
@@ -134,4 +166,9 @@ pub fn run(seed: u64, options: Options) -> Outcome {
 pub fn describe(seed: u64) -> String {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     format!("{:?}", swarm::Swarm::draw(&mut rng))
+}
+
+/// Names of all kinds of faults.
+pub fn fault_kinds() -> impl Iterator<Item = &'static str> {
+    fault::FaultKind::ALL.iter().map(|kind| kind.name())
 }

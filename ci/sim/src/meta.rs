@@ -1,14 +1,19 @@
 //! The way to the metadata store and back, and what happens to requests on it.
 
 use crate::queue::MS;
+use crate::queue::SECOND;
+use crate::tally::Mark;
 use crate::world::{Event, FrontIndex, VOLUME, World};
+use chunkstore::core::ShardEvent;
 use rand::RngExt;
+use std::rc::Rc;
 use ublk_front::core::api::{ControlEvent, MetaId, MetaOutcome};
 use ukai_meta::catalog::{self, CatalogError};
 use ukai_meta::map::VolumeMap;
 use ukai_meta::memory::CommitFault;
 use ukai_meta::transition::MapUpdate;
-use ukai_meta::{CommitError, MetaError};
+use ukai_meta::{CommitError, MetaError, NodeHealth, NodeLive, ReplicaState};
+use ukai_proto::{ChunkIndex, Generation};
 
 /// What a front asks of the store.
 #[derive(Debug)]
@@ -45,7 +50,10 @@ impl World {
                 let loaded = catalog::load_volume(store, VOLUME)
                     .and_then(|map| Ok((map, catalog::list_nodes(store)?)));
                 match loaded {
-                    Ok(loaded) => MetaOutcome::Loaded(Box::new(loaded)),
+                    Ok(loaded) => {
+                        self.map_read(front, &loaded.0);
+                        MetaOutcome::Loaded(Box::new(loaded))
+                    }
                     Err(error) => failed(error),
                 }
             }
@@ -65,9 +73,23 @@ impl World {
                 CommitFault::UnknownLost
             });
         }
+        let before = self.map.as_ref().map(|map| map.head.generation);
         let result = catalog::commit_update(&self.fronts[front].meta, update);
         if matches!(result, Ok(_) | Err(CommitError::Unknown)) {
             self.head_changed();
+        }
+        match &result {
+            Err(CommitError::Conflict { .. }) => self.mark(Mark::CasLost),
+            Err(CommitError::Unknown) => {
+                let landed = before != self.map.as_ref().map(|map| map.head.generation);
+                self.mark(if landed {
+                    Mark::UnknownLanded
+                } else {
+                    Mark::UnknownLost
+                });
+                self.fronts[front].outcome_unknown = true;
+            }
+            _ => {}
         }
         match result {
             Ok(map) => MetaOutcome::Committed(Box::new(map)),
@@ -80,15 +102,25 @@ impl World {
         let now = self.queue.now();
         for front in 0..self.fronts.len() {
             if self.fronts[front].alive {
-                let at = now + MS + self.up_to(5 * self.swarm.meta_delay_ns);
+                let mut at = now + MS + self.up_to(5 * self.swarm.meta_delay_ns);
+                if self.in_256(self.swarm.lost_watch_in_256) {
+                    // The front reads the head now and then, whatever its watch says.
+                    at += self.up_to(10 * SECOND);
+                }
                 self.queue.push(at, Event::MapChanged { front });
             }
         }
-        if let Some(map) = self.load_map() {
+        let before = self.map.take();
+        self.map = self.load_map().map(Rc::new);
+        if let Some(map) = self.map.clone() {
+            if let Some(before) = before {
+                self.compare_maps(&before, &map);
+            }
             self.trace.mix(u64::from(map.head.generation.0));
             for node in &mut self.nodes {
                 if map.health(node.id).is_some() {
                     node.suspect_since = None;
+                    node.back_for = None;
                 }
             }
             self.say(|| {
@@ -116,11 +148,130 @@ impl World {
     }
 
     pub(crate) fn map_changed(&mut self, front: FrontIndex) {
+        // The server that tells of a change has seen it.
+        self.fronts[front].meta.catch_up();
         self.control(front, ControlEvent::MapChanged);
     }
 
+    fn map_read(&mut self, front: FrontIndex, map: &VolumeMap) {
+        if std::mem::take(&mut self.fronts[front].outcome_unknown) {
+            self.mark(Mark::UnknownResolved);
+        }
+        let newest = self.map.as_ref().map(|newest| newest.head.generation);
+        if newest.is_some_and(|newest| newest > map.head.generation) {
+            self.mark(Mark::StaleMapRead);
+        }
+    }
+
+    /// Marks what a change of the map tells.
+    fn compare_maps(&mut self, before: &VolumeMap, after: &VolumeMap) {
+        let now = self.queue.now();
+        for index in 0..self.nodes.len() {
+            let id = self.nodes[index].id;
+            let grown = |chunk| after.is_in_sync(chunk, id) && !before.is_in_sync(chunk, id);
+            if (0..after.chunk_count()).map(ChunkIndex).any(grown) {
+                // Fronts do not read from it yet.
+                self.troubled(index, now);
+            }
+        }
+        for (node, health) in &before.head.health {
+            if let NodeHealth::Rejoining { since } = health
+                && *since > Generation(0)
+                && after.health(*node).is_none()
+            {
+                self.mark(Mark::RejoinDifferential);
+            }
+        }
+        for chunk in (0..after.chunk_count()).map(ChunkIndex) {
+            let (old, new) = (before.replicas(chunk), after.replicas(chunk));
+            for node in before.nodes() {
+                match (old.on(node), new.on(node)) {
+                    (Some(ReplicaState::Joining), Some(ReplicaState::InSync))
+                        if before.health(node).is_none() =>
+                    {
+                        self.mark(Mark::JoiningPromoted);
+                    }
+                    (Some(ReplicaState::Leaving), None) => self.mark(Mark::LeavingDropped),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// The servers end the session of the front, or of a node.
+    pub(crate) fn expire_a_session(&mut self) -> bool {
+        let now = self.queue.now();
+        if self.in_256(128) {
+            let Some(front) = self.newest_front() else {
+                return false;
+            };
+            self.fronts[front].meta.expire();
+            let at = now + MS + self.up_to(2 * SECOND);
+            self.queue.push(at, Event::FrontSession { front });
+            return true;
+        }
+        let Some(node) = self.any_running_node() else {
+            return false;
+        };
+        if self.swarm.isolated_refuse && !self.may_be_away(node) {
+            return false;
+        }
+        let epoch = self.nodes[node].epoch;
+        if let Some(process) = &self.nodes[node].process {
+            process.session.expire();
+        }
+        let at = now + MS + self.up_to(3 * SECOND);
+        if self.swarm.isolated_refuse {
+            self.troubled(node, at);
+            for shard in 0..self.swarm.shards {
+                self.shard_event(node, shard, ShardEvent::LeaseLost);
+            }
+        }
+        self.queue.push(at, Event::NodeSession { node, epoch });
+        true
+    }
+
+    pub(crate) fn front_session(&mut self, front: FrontIndex) {
+        let session = self.meta.session();
+        session.set_unavailable(self.meta_down);
+        self.fronts[front].meta = session;
+    }
+
+    /// A node whose session had expired registers again.
+    pub(crate) fn node_session(&mut self, node: usize, epoch: u64) {
+        let session = self.meta.session();
+        if self.nodes[node].epoch != epoch {
+            return;
+        }
+        let record = self.nodes[node].record.clone();
+        let Some(process) = &mut self.nodes[node].process else {
+            return;
+        };
+        let live = NodeLive {
+            incarnation: process.incarnation,
+            used_bytes: 0,
+        };
+        let registered = catalog::register_node(&session, &record, &live);
+        assert!(registered.is_ok(), "a node registers again: {registered:?}");
+        process.session = session;
+        for shard in 0..self.swarm.shards {
+            self.shard_event(node, shard, ShardEvent::LeaseHeld);
+        }
+    }
+
+    /// The server that the front talks to falls behind for a while.
+    pub(crate) fn lag_reads(&mut self) -> bool {
+        let Some(front) = self.newest_front() else {
+            return false;
+        };
+        self.fronts[front].meta.lag();
+        let at = self.queue.now() + self.up_to(3 * SECOND);
+        self.queue.push(at, Event::MetaCaughtUp { front });
+        true
+    }
+
     /// The map as it is.
-    pub(crate) fn load_map(&self) -> Option<VolumeMap> {
+    fn load_map(&self) -> Option<VolumeMap> {
         catalog::load_volume(&self.operator, VOLUME).ok()
     }
 

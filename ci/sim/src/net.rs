@@ -32,6 +32,13 @@ pub(crate) enum Client {
     },
     /// The final comparison.
     Inspector,
+    /// Looks for damage.
+    Scrub {
+        /// Of the volume.
+        sector: u64,
+    },
+    /// No proper peer.
+    Stranger,
 }
 
 /// One direction.
@@ -96,6 +103,9 @@ impl World {
     ) -> Option<LinkId> {
         let epoch = self.nodes[node].epoch;
         self.nodes[node].process.as_ref()?;
+        if !self.is_reachable(client, node) {
+            return None;
+        }
         let id = self.next_link;
         self.next_link += 1;
         let link = Link {
@@ -107,7 +117,19 @@ impl World {
             to_client: Direction::OPEN,
         };
         self.links.insert(id, link);
-        self.conn_opened(node, shard, id);
+        let paused_until = self.nodes[node].paused_until;
+        if paused_until > self.queue.now() {
+            // The kernel accepts; the process sees it later.
+            let opened = Event::ConnOpened {
+                node,
+                epoch,
+                shard,
+                link: id,
+            };
+            self.queue.push(paused_until, opened);
+        } else {
+            self.conn_opened(node, shard, id);
+        }
         Some(id)
     }
 
@@ -115,6 +137,11 @@ impl World {
     pub(crate) fn transmit(&mut self, link: LinkId, to_node: bool, frame: Frame<Vec<u8>>) {
         let now = self.queue.now();
         let delay = self.swarm.net_delay_ns / 20 + self.up_to(self.swarm.net_delay_ns);
+        let Some(Link { client, node, .. }) = self.links.get(&link).copied() else {
+            return;
+        };
+        let passes = self.passes_at(client, node, to_node);
+        let delay = delay + self.slowness(node);
         let Some(state) = self.links.get_mut(&link) else {
             return;
         };
@@ -122,7 +149,7 @@ impl World {
         if direction.told {
             return;
         }
-        let at = (now + delay)
+        let at = (now.max(passes) + delay)
             .max(direction.last)
             .max(direction.clogged_until);
         direction.last = at;
@@ -187,12 +214,19 @@ impl World {
                 peer,
             } => self.peer_frame(node, epoch, shard, peer, frame),
             Client::Inspector => self.inspected(id, frame),
+            Client::Scrub { sector } => self.scrubbed(id, link.node, sector, &frame.header),
+            Client::Stranger => self.stranger_answered(id, link.node, &frame.header),
         }
     }
 
     /// Ends a connection.
     pub(crate) fn end_link(&mut self, id: LinkId, ending: Ending) {
-        let now = self.queue.now();
+        let Some(Link { client, node, .. }) = self.links.get(&id).copied() else {
+            return;
+        };
+        // The news of it is stopped by a partition like everything else.
+        let node_hears = self.passes_at(client, node, true);
+        let client_hears = self.passes_at(client, node, false);
         let Some(link) = self.links.get_mut(&id) else {
             return;
         };
@@ -200,7 +234,7 @@ impl World {
         link.to_client.until = link.to_client.until.min(ending.to_client_until);
         if let Some(at) = ending.node_learns {
             self.queue.push(
-                at.max(now),
+                at.max(node_hears),
                 Event::LinkClosed {
                     link: id,
                     to_node: true,
@@ -209,7 +243,7 @@ impl World {
         }
         if let Some(at) = ending.client_learns {
             self.queue.push(
-                at.max(now),
+                at.max(client_hears),
                 Event::LinkClosed {
                     link: id,
                     to_node: false,
@@ -247,6 +281,7 @@ impl World {
                 peer,
             } => self.peer_closed(node, epoch, shard, peer),
             Client::Inspector => self.inspector_closed(),
+            Client::Scrub { .. } | Client::Stranger => {}
         }
     }
 
@@ -266,6 +301,7 @@ impl World {
     pub(crate) fn cut_link(&mut self, id: LinkId) {
         let now = self.queue.now();
         self.say(|| format!("cut of {}", self.link_name(id)));
+        let endangered = self.links.get(&id).map(|link| link.node);
         let (lost_in, lost_out) = (
             self.up_to(self.swarm.net_delay_ns),
             self.up_to(self.swarm.net_delay_ns),
@@ -276,6 +312,9 @@ impl World {
             50_000_000
         };
         let (node_learns, client_learns) = (self.up_to(late), self.up_to(late));
+        if let Some(node) = endangered {
+            self.troubled(node, now + late);
+        }
         self.end_link(
             id,
             Ending {
@@ -298,10 +337,13 @@ impl World {
                 for_ns / 1_000_000
             )
         });
-        if let Some(link) = self.links.get_mut(&id) {
-            let direction = link.direction(to_node);
-            direction.clogged_until = direction.clogged_until.max(until);
-        }
+        let Some(link) = self.links.get_mut(&id) else {
+            return;
+        };
+        let direction = link.direction(to_node);
+        direction.clogged_until = direction.clogged_until.max(until);
+        let node = link.node;
+        self.troubled(node, until);
     }
 
     /// One end closes after what it has sent.

@@ -1,13 +1,16 @@
 //! Node processes: shards of the real core on the real store, over a device in memory.
 
-use crate::Failure;
+use crate::device::Planned;
 use crate::net::{Client, Ending, LinkId};
 use crate::queue::{MS, SECOND};
+use crate::seam::{Claimed, Marks, SeamStore};
+use crate::tally::Mark;
 use crate::world::{CLUSTER, Event, NodeIndex, VOLUME, World};
+use crate::{Canary, Failure};
 use chunkstore::core::{ConnId, PeerId, ShardAction, ShardCore, ShardEvent, ShardIdentity};
 use chunkstore::disk::format::{NodeFormat, NodeSuperblock, format};
 use chunkstore::disk::mem::{Fate, MemDisk};
-use chunkstore::disk::store::{Store, StoreLimits};
+use chunkstore::disk::store::{RecoveryReport, Store, StoreLimits};
 use rand::RngExt;
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -15,30 +18,55 @@ use ukai_meta::catalog;
 use ukai_meta::memory::MemoryStore;
 use ukai_meta::transition::NewVolume;
 use ukai_meta::{Durability, NodeLive, NodeRecord, PlaceRule};
-use ukai_proto::{BootId, Frame, Incarnation, NodeId, ShardIndex};
+use ukai_proto::message::{Pull, PullMode, Pulled};
+use ukai_proto::{BootId, Frame, Incarnation, NodeId, Opcode, ShardIndex, Status};
 
 /// A running node.
 pub(crate) struct Process {
-    shards: Vec<ShardCore<Vec<u8>>>,
+    shards: Vec<ShardCore<Vec<u8>, SeamStore>>,
     turn_due: Vec<bool>,
     /// Connections of the copy engine.
     peers: BTreeMap<(u16, u64), LinkId>,
-    _session: MemoryStore,
+    pub(crate) session: MemoryStore,
+    pub(crate) incarnation: Incarnation,
+}
+
+impl Process {
+    /// Some shard refuses writes since a flush failed.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.shards
+            .iter()
+            .any(|shard| shard.store().store.poisoned())
+    }
 }
 
 /// A node, running or not.
 pub(crate) struct Node {
     pub(crate) id: NodeId,
-    record: NodeRecord,
+    pub(crate) record: NodeRecord,
     pub(crate) disk: MemDisk,
     /// Shard of each operation pending at the device, in its order.
     owners: VecDeque<u16>,
-    boot: u8,
+    pub(crate) boot: u8,
+    /// How often its device was replaced.
+    pub(crate) life: u8,
     /// Counts process lives; events of former ones are void.
     pub(crate) epoch: u64,
+    /// Of this device: as long as `epoch` is that, it has never run.
+    pub(crate) first_epoch: u64,
     pub(crate) process: Option<Process>,
     /// Power was lost when the map still said in-sync: it may lack acknowledged writes.
     pub(crate) suspect_since: Option<u64>,
+    /// Until then someone may not reach it; with what it takes to notice.
+    pub(crate) trouble_until: u64,
+    pub(crate) slow_until: u64,
+    pub(crate) paused_until: u64,
+    pub(crate) hung_until: u64,
+    pub(crate) planned: Planned,
+    /// An operator is about to start it again.
+    pub(crate) repairing: bool,
+    /// The front that served when its process came back.
+    pub(crate) back_for: Option<usize>,
 }
 
 /// Address of a shard, as the simulated network understands it.
@@ -55,7 +83,7 @@ impl World {
             "a fresh metadata store takes a cluster: {made:?}"
         );
         for index in 0..self.swarm.nodes {
-            let node = self.make_node(index);
+            let node = self.make_node(index, 0);
             self.nodes.push(node);
             self.start_node(index);
         }
@@ -80,9 +108,10 @@ impl World {
         assert!(made.is_ok(), "the volume is legal: {made:?}");
     }
 
-    fn make_node(&mut self, index: NodeIndex) -> Node {
-        let id = NodeId([0xa0 + u8::try_from(index).unwrap_or(0); 16]);
-        let name = format!("n{index}");
+    /// A blank device, formatted; `life` tells how many came before it.
+    pub(crate) fn make_node(&mut self, index: NodeIndex, life: u8) -> Node {
+        let id = NodeId([0x10 * (10 - life) + u8::try_from(index).unwrap_or(0); 16]);
+        let name = format!("n{index}-{life}");
         let shards = u64::from(self.swarm.shards);
         let data = u64::from(self.swarm.chunks) * self.swarm.chunk_bytes;
         // Each shard could hold the whole volume and as much again.
@@ -120,9 +149,18 @@ impl World {
             disk,
             owners: VecDeque::new(),
             boot: 1,
+            life,
             epoch: 0,
+            first_epoch: 0,
             process: None,
             suspect_since: None,
+            trouble_until: 0,
+            slow_until: 0,
+            paused_until: 0,
+            hung_until: 0,
+            planned: Planned::default(),
+            repairing: false,
+            back_for: None,
         }
     }
 
@@ -133,7 +171,12 @@ impl World {
             return;
         }
         let session = self.meta.session();
+        let (canary, marks) = (self.options.canary, &self.marks);
+        let serving = self.serving_front();
         let node = &mut self.nodes[index];
+        node.planned = Planned::default();
+        node.repairing = false;
+        node.back_for = serving.filter(|_| node.suspect_since.is_none());
         node.epoch += 1;
         let epoch = node.epoch;
         let opened = NodeSuperblock::read(&mut node.disk)
@@ -150,9 +193,16 @@ impl World {
                 for shard in (0..block.shard_count).map(ShardIndex) {
                     let place = block.shard_place(shard);
                     let limits = StoreLimits::default();
-                    let (store, _) =
+                    let (store, report) =
                         Store::open_on(&mut node.disk, &place, limits, incarnation.boot)
                             .map_err(|error| error.to_string())?;
+                    mark_recovery(&report, marks);
+                    let store = SeamStore::new(
+                        store,
+                        canary,
+                        Claimed::clone(&self.claimed),
+                        Marks::clone(marks),
+                    );
                     let identity = ShardIdentity {
                         cluster: CLUSTER,
                         node: node.id,
@@ -184,7 +234,8 @@ impl World {
             shards,
             turn_due,
             peers: BTreeMap::new(),
-            _session: session,
+            session,
+            incarnation,
         });
         self.say(|| format!("node n{index} starts, {incarnation:?}"));
         for shard in 0..self.swarm.shards {
@@ -197,7 +248,15 @@ impl World {
     /// Ends the process: everything in its memory is gone.
     fn end_process(&mut self, index: NodeIndex, clients_learn_within: u64) {
         let now = self.queue.now();
-        self.nodes[index].process = None;
+        if let Some(process) = self.nodes[index].process.take() {
+            for shard in &process.shards {
+                let stats = shard.store().store.stats();
+                let mut marks = self.marks.borrow_mut();
+                marks.add(Mark::Checkpointed.name(), stats.checkpoints);
+            }
+        }
+        self.nodes[index].paused_until = 0;
+        self.nodes[index].hung_until = 0;
         self.nodes[index].epoch += 1;
         self.nodes[index].owners.clear();
         let ours: Vec<LinkId> = self
@@ -250,14 +309,26 @@ impl World {
             }
         });
         let node = &mut self.nodes[index];
-        node.boot += 1;
+        if self.options.canary != Some(Canary::ForgetFlush) {
+            node.boot += 1;
+        }
         node.suspect_since.get_or_insert(now);
     }
 
     /// Brings a node back later.
     pub(crate) fn restart_later(&mut self, index: NodeIndex) {
         let at = self.queue.now() + MS + self.up_to(self.swarm.node_away_ns);
+        self.troubled(index, at);
         self.queue.push(at, Event::NodeStart { node: index });
+    }
+
+    /// An operator stops the process, not kindly, and starts it again.
+    pub(crate) fn restart_node(&mut self, node: NodeIndex) {
+        if self.nodes[node].process.is_some() && self.nodes[node].repairing {
+            self.crash_node(node);
+            let at = self.queue.now() + MS;
+            self.queue.push(at, Event::NodeStart { node });
+        }
     }
 
     pub(crate) fn node_by_address(&self, text: &str) -> Option<(NodeIndex, u16)> {
@@ -266,7 +337,7 @@ impl World {
         (node < self.nodes.len()).then_some((node, shard))
     }
 
-    fn shard_event(&mut self, node: NodeIndex, shard: u16, event: ShardEvent<Vec<u8>>) {
+    pub(crate) fn shard_event(&mut self, node: NodeIndex, shard: u16, event: ShardEvent<Vec<u8>>) {
         let now = self.queue.now();
         let Some(process) = &mut self.nodes[node].process else {
             return;
@@ -302,6 +373,7 @@ impl World {
         for shard in 0..self.swarm.shards {
             self.shard_event(node, shard, ShardEvent::Tick);
         }
+        self.look_at_poison(node);
         let at = self.queue.now() + SECOND;
         self.queue.push(at, Event::NodeTick { node, epoch });
     }
@@ -312,13 +384,16 @@ impl World {
         for action in actions {
             match action {
                 ShardAction::Send { conn, frame } => {
-                    self.transmit(conn.0, false, frame.into_frame());
+                    let frame = frame.into_frame();
+                    self.mark_reply(conn.0, &frame);
+                    self.transmit(conn.0, false, frame);
                 }
                 ShardAction::Close { conn, .. } => self.close_from(conn.0, true),
                 ShardAction::Disk(op) => {
                     self.nodes[node].disk.submit(op);
                     self.nodes[node].owners.push_back(shard);
                     let at = now + 10_000 + self.up_to(self.swarm.disk_delay_ns);
+                    let at = at + self.slowness(node);
                     self.queue.push(at, Event::DiskDone { node, epoch });
                 }
                 ShardAction::PeerConnect {
@@ -373,7 +448,7 @@ impl World {
         let Some(shard) = self.nodes[node].owners.remove(index) else {
             unreachable!("every pending operation has an owner")
         };
-        let (io, result) = self.nodes[node].disk.complete(index);
+        let (io, result) = self.complete_io(node, index);
         self.trace.mix(io.0);
         self.shard_event(node, shard, ShardEvent::DiskDone { io, result });
     }
@@ -391,8 +466,15 @@ impl World {
         node: NodeIndex,
         shard: u16,
         link: LinkId,
-        frame: Frame<Vec<u8>>,
+        mut frame: Frame<Vec<u8>>,
     ) {
+        if frame.header.opcode == Opcode::Pull
+            && let Ok(pull) = Pull::decode(&frame.aux)
+        {
+            self.pulls.insert((link, frame.header.tag), pull.mode);
+        }
+        let claimed = self.canary_request(node, shard, &mut frame);
+        self.claimed.set(claimed);
         self.shard_event(
             node,
             shard,
@@ -401,6 +483,7 @@ impl World {
                 frame,
             },
         );
+        self.claimed.set(None);
     }
 
     pub(crate) fn node_connects(
@@ -457,5 +540,78 @@ impl World {
             process.peers.remove(&(shard, peer));
         }
         self.shard_event(node, shard, ShardEvent::PeerClosed { peer: PeerId(peer) });
+    }
+}
+
+fn mark_recovery(report: &RecoveryReport, marks: &Marks) {
+    let mut marks = marks.borrow_mut();
+    for (mark, count) in [
+        (Mark::SectorReverted, report.sectors_reverted),
+        (Mark::SectorAdopted, report.sectors_adopted),
+        (Mark::SlotSettled, report.slots_suspect),
+    ] {
+        if count > 0 {
+            marks.add(mark.name(), count);
+        }
+    }
+}
+
+impl World {
+    /// Marks what an answer of a node tells.
+    fn mark_reply(&mut self, link: LinkId, frame: &Frame<Vec<u8>>) {
+        let header = &frame.header;
+        let client = self.links.get(&link).map(|link| link.client);
+        if client == Some(Client::Stranger) && header.status == Status::NotFenced {
+            self.mark(Mark::NotFencedAnswered);
+        }
+        let pull = self.pulls.remove(&(link, header.tag));
+        if !matches!(client, Some(Client::Front { .. })) {
+            return;
+        }
+        let mark = match (header.opcode, header.status) {
+            (Opcode::Write | Opcode::Zero, Status::StaleToken) => Mark::ZombieWriteRefused,
+            (Opcode::Read, Status::StaleToken) => Mark::ZombieReadRefused,
+            (_, Status::StaleMap) => Mark::StaleMapAnswered,
+            (_, Status::NotFenced) => Mark::NotFencedAnswered,
+            (_, Status::NoLease) => Mark::NoLeaseRefused,
+            (Opcode::Read, Status::BadCrc | Status::IoError) => Mark::BadSectorAnswered,
+            (Opcode::Write, Status::Ok) => {
+                self.mark_taken_on(client);
+                return;
+            }
+            (Opcode::Pull, Status::Ok) => {
+                self.mark_pulled(pull, &frame.aux);
+                return;
+            }
+            _ => return,
+        };
+        self.mark(mark);
+    }
+
+    /// A front goes on with a node whose process had died under it.
+    fn mark_taken_on(&mut self, client: Option<Client>) {
+        let Some(Client::Front { front, .. }) = client else {
+            return;
+        };
+        for node in &mut self.nodes {
+            if node.back_for == Some(front) {
+                node.back_for = None;
+                self.marks.borrow_mut().hit(Mark::RestartTakenOn.name());
+            }
+        }
+    }
+
+    fn mark_pulled(&mut self, mode: Option<PullMode>, aux: &[u8]) {
+        let copied = Pulled::decode(aux).is_ok_and(|pulled| pulled.sectors_copied > 0);
+        match mode {
+            Some(PullMode::Repair) if copied => self.mark(Mark::RepairDone),
+            Some(PullMode::Newer) => {
+                self.mark(Mark::IntentReconciled);
+                if copied {
+                    self.mark(Mark::IntentRolledForward);
+                }
+            }
+            _ => {}
+        }
     }
 }

@@ -3,8 +3,10 @@
 //! Every probability is drawn anew per seed, often as zero, so that some runs hammer one kind of fault
 //! while the rest of the world is calm: rare combinations come up that fixed settings never reach.
 
+use crate::fault::FaultKind;
 use crate::queue::MS;
 use rand::{Rng, RngExt};
+use std::collections::BTreeMap;
 
 /// The options of one run.
 #[derive(Clone, Debug)]
@@ -32,17 +34,8 @@ pub(crate) struct Swarm {
     pub(crate) meta_delay_ns: u64,
     /// Frames that are also taken apart and decoded again, in 1/256.
     pub(crate) recode_in_256: u32,
-    /// Mean time between faults of each kind; `None`: never.
-    pub(crate) cut_link: Option<u64>,
-    pub(crate) clog: Option<u64>,
-    pub(crate) crash_node: Option<u64>,
-    pub(crate) power_cut_node: Option<u64>,
-    pub(crate) crash_front: Option<u64>,
-    /// A second host takes the volume while the first front lives.
-    pub(crate) steal: Option<u64>,
-    pub(crate) blackout: Option<u64>,
-    pub(crate) meta_outage: Option<u64>,
-    pub(crate) relocate: Option<u64>,
+    /// Mean time between faults of each kind that may happen.
+    pub(crate) faults: BTreeMap<FaultKind, u64>,
     /// Commits whose outcome is lost, in 1/256.
     pub(crate) meta_unknown_in_256: u32,
     /// Longest time a crashed node stays away.
@@ -50,15 +43,24 @@ pub(crate) struct Swarm {
     /// A guest that survives its front gives the same requests to the next one.
     pub(crate) reissue: bool,
     pub(crate) log_bytes: u64,
+    /// Changes of the map that a front's watch does not tell, in 1/256: it finds them by reading.
+    pub(crate) lost_watch_in_256: u32,
+    /// Nodes that lose their membership stop serving (`--isolated refuse`).
+    pub(crate) isolated_refuse: bool,
 }
 
 fn percent(rng: &mut impl Rng, chance: u32) -> bool {
     rng.random_range(0..100) < chance
 }
 
-/// A mean time between faults, or never.
-fn rate(rng: &mut impl Rng, chance: u32, from_ms: u64, to_ms: u64) -> Option<u64> {
-    percent(rng, chance).then(|| rng.random_range(from_ms..to_ms) * MS)
+/// Mean times between faults of some kinds; the others never happen.
+fn rates(rng: &mut impl Rng, kinds: &[FaultKind], into: &mut BTreeMap<FaultKind, u64>) {
+    for kind in kinds {
+        let odds = kind.odds();
+        if percent(rng, odds.percent) {
+            into.insert(*kind, rng.random_range(odds.from_ms..odds.to_ms) * MS);
+        }
+    }
 }
 
 impl Swarm {
@@ -96,20 +98,23 @@ impl Swarm {
             disk_delay_ns: slow(rng, MS / 5, 20 * MS),
             meta_delay_ns: slow(rng, 5 * MS, 200 * MS),
             recode_in_256: if percent(rng, 30) { 64 } else { 4 },
-            cut_link: rate(rng, 60, 100, 3000),
-            clog: rate(rng, 60, 100, 3000),
-            crash_node: rate(rng, 60, 300, 8000),
-            power_cut_node: rate(rng, 50, 300, 8000),
-            crash_front: rate(rng, 50, 500, 8000),
-            steal: rate(rng, 25, 1000, 10_000),
-            blackout: rate(rng, 20, 1500, 10_000),
-            meta_outage: rate(rng, 40, 500, 8000),
-            relocate: rate(rng, 40, 300, 5000),
+            faults: {
+                let mut faults = BTreeMap::new();
+                rates(rng, FaultKind::ALL, &mut faults);
+                faults
+            },
             meta_unknown_in_256: if percent(rng, 40) { 48 } else { 0 },
             node_away_ns: slow(rng, 500 * MS, 8000 * MS),
             reissue: percent(rng, 60),
             log_bytes: if percent(rng, 50) { 256 << 10 } else { 1 << 20 },
+            lost_watch_in_256: if percent(rng, 30) { 96 } else { 0 },
+            isolated_refuse: percent(rng, 30),
         }
+    }
+
+    /// Does this kind of fault happen?
+    pub(crate) fn has(&self, kind: FaultKind) -> bool {
+        self.faults.contains_key(&kind)
     }
 
     /// Sectors of the volume.

@@ -1,6 +1,7 @@
 //! Phases of a run, and the judgement at its end.
 
 use crate::Failure;
+use crate::device::Planned;
 use crate::front::lane_id;
 use crate::guest::values;
 use crate::net::{Client, LinkId};
@@ -97,11 +98,13 @@ impl World {
         self.meta_heals();
         for node in 0..self.nodes.len() {
             self.queue.push(now + MS, Event::NodeStart { node });
+            self.nodes[node].planned = Planned::default();
         }
+        self.queue.push(now + MS, Event::Scrub);
     }
 
     /// What is not whole yet.
-    fn unsettled(&self) -> Option<String> {
+    fn unsettled(&mut self) -> Option<String> {
         let Some(front) = self
             .newest_front()
             .filter(|front| self.fronts[*front].ready)
@@ -122,10 +125,18 @@ impl World {
         if let Some(node) = self.nodes.iter().position(|node| node.process.is_none()) {
             return Some(format!("node n{node} does not run"));
         }
-        let Some(map) = self.load_map() else {
+        let Some(map) = self.map.clone() else {
             return Some("the map cannot be loaded".into());
         };
-        if let Some((node, health)) = map.head.health.first() {
+        self.forget_healed();
+        if let Some(damage) = self.damage.first() {
+            return Some(format!(
+                "sector {} on n{} is still damaged",
+                damage.sector, damage.node
+            ));
+        }
+        let mut health = map.head.health.iter();
+        if let Some((node, health)) = health.find(|(node, _)| !self.gone.contains(node)) {
             let node = self.node_name(*node);
             return Some(format!(
                 "node {node} is still {health:?}: {}",
@@ -134,7 +145,8 @@ impl World {
         }
         for (range, set) in map.runs() {
             for replica in map.set(set) {
-                if replica.state != ReplicaState::InSync {
+                let gone = self.gone.contains(&replica.node);
+                if replica.state != ReplicaState::InSync && !gone {
                     let node = self.node_name(replica.node);
                     let what = format!(
                         "chunks from {} on {node} are still {:?}",
@@ -164,7 +176,7 @@ impl World {
     /// Asks every in-sync replica for every slot that the guest used.
     fn begin_inspection(&mut self) {
         self.say(|| "every replica is read".into());
-        let Some(map) = self.load_map() else { return };
+        let Some(map) = self.map.clone() else { return };
         let chunk_sectors = u64::from(map.chunk_sectors());
         let slots: BTreeSet<u64> = self
             .guest
@@ -206,7 +218,7 @@ impl World {
         self.phase = Phase::Inspecting { left };
     }
 
-    fn greet(&mut self, link: LinkId, node: ukai_proto::NodeId, shard: ShardIndex) {
+    pub(crate) fn greet(&mut self, link: LinkId, node: ukai_proto::NodeId, shard: ShardIndex) {
         let hello = Hello {
             cluster: CLUSTER,
             node,

@@ -1,24 +1,31 @@
 //! Everything there is in a run, and the loop that lets it happen.
 
+use crate::atlas::Damage;
 use crate::fault::FaultKind;
 use crate::front::{Conn, Front};
 use crate::guest::Guest;
 use crate::meta::MetaRequest;
 use crate::net::{Link, LinkId};
 use crate::node::Node;
+use crate::outage::Block;
 use crate::queue::{Queue, SECOND};
+use crate::seam::{Claimed, Marks};
 use crate::swarm::Swarm;
+use crate::tally::Tally;
 use crate::trace::Trace;
 use crate::verify::Phase;
 use crate::{Failure, Options, Outcome};
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use ublk_front::core::api::{
     GuestTag, LaneId, LaneOrder, LaneReport, MetaId, MetaOutcome, PeerIndex,
 };
+use ukai_meta::map::VolumeMap;
 use ukai_meta::memory::{MemoryCluster, MemoryStore};
-use ukai_proto::{ClusterId, Frame, VolumeId};
+use ukai_proto::message::PullMode;
+use ukai_proto::{ClusterId, Frame, NodeId, VolumeId};
 
 /// The cluster of every run.
 pub(crate) const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
@@ -98,7 +105,26 @@ pub(crate) enum Event {
     /// The watch fires.
     MapChanged { front: FrontIndex },
     /// A front process starts on a host.
-    FrontStart { host: usize },
+    FrontStart { host: usize, force: bool },
+    /// A front gets a new metadata session after it lost one.
+    FrontSession { front: FrontIndex },
+    /// A node's metadata server has caught up, or the front's.
+    MetaCaughtUp { front: FrontIndex },
+    /// A node renews its membership with a new session.
+    NodeSession { node: NodeIndex, epoch: u64 },
+    /// A connection that was made while the node stood still.
+    ConnOpened {
+        node: NodeIndex,
+        epoch: u64,
+        shard: u16,
+        link: LinkId,
+    },
+    /// An operator starts a node's process again.
+    NodeRestart { node: NodeIndex },
+    /// Damage is looked for.
+    Scrub,
+    /// An operator puts a new node in the place of a wiped one.
+    Replace { old: NodeId, new: NodeId },
     /// The guest is ready for its next request in this slot.
     GuestNext {
         front: FrontIndex,
@@ -129,7 +155,18 @@ pub(crate) struct World {
     pub(crate) meta_down: bool,
     pub(crate) guest: Guest,
     pub(crate) phase: Phase,
-    pub(crate) faults: u64,
+    /// Faults done, by kind.
+    pub(crate) faults: Tally,
+    pub(crate) marks: Marks,
+    pub(crate) claimed: Claimed,
+    /// Copies ordered and not answered, by connection and tag.
+    pub(crate) pulls: BTreeMap<(LinkId, u64), PullMode>,
+    /// The newest map.
+    pub(crate) map: Option<Rc<VolumeMap>>,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) damage: Vec<Damage>,
+    /// Nodes that were wiped: they never come back.
+    pub(crate) gone: Vec<NodeId>,
     pub(crate) failure: Option<Failure>,
     /// Ended by a double fault.
     pub(crate) given_up: bool,
@@ -155,13 +192,26 @@ impl World {
             meta_down: false,
             guest,
             phase: Phase::Safety,
-            faults: 0,
+            faults: Tally::default(),
+            marks: Marks::default(),
+            claimed: Claimed::default(),
+            pulls: BTreeMap::new(),
+            map: None,
+            blocks: Vec::new(),
+            damage: Vec::new(),
+            gone: Vec::new(),
             failure: None,
             given_up: false,
         };
         world.make_cluster();
         world.choose_hot_sectors();
-        world.queue.push(0, Event::FrontStart { host: 0 });
+        world.queue.push(
+            0,
+            Event::FrontStart {
+                host: 0,
+                force: true,
+            },
+        );
         world.schedule_faults();
         world.queue.push(SECOND / 10, Event::Check);
         world
@@ -183,7 +233,7 @@ impl World {
             }
             self.dispatch(event);
         }
-        let requests = self.guest.completed;
+        let (requests, acked_writes) = (self.guest.completed, self.guest.acked_writes);
         if self.failure.is_none() {
             self.failure = self.judge();
         }
@@ -191,7 +241,9 @@ impl World {
             hash: self.trace.hash(),
             events: self.trace.events,
             requests,
+            acked_writes,
             faults: self.faults,
+            marks: self.marks.take(),
             given_up: self.given_up,
             failure: self.failure,
         }
@@ -200,6 +252,10 @@ impl World {
     fn dispatch(&mut self, event: Event) {
         let now = self.queue.now();
         self.trace.mix(now);
+        if let Some(until) = self.paused_until(&event) {
+            self.queue.push(until, event);
+            return;
+        }
         match event {
             Event::Frame {
                 link,
@@ -231,7 +287,23 @@ impl World {
             Event::MetaArrive { front, id, request } => self.meta_arrives(front, id, request),
             Event::MetaAnswer { front, id, outcome } => self.meta_answers(front, id, outcome),
             Event::MapChanged { front } => self.map_changed(front),
-            Event::FrontStart { host } => self.start_front(host),
+            Event::FrontStart { host, force } => self.start_front(host, force),
+            Event::FrontSession { front } => self.front_session(front),
+            Event::MetaCaughtUp { front } => self.fronts[front].meta.catch_up(),
+            Event::NodeSession { node, epoch } => self.node_session(node, epoch),
+            Event::ConnOpened {
+                node,
+                epoch,
+                shard,
+                link,
+            } => {
+                if self.nodes[node].epoch == epoch {
+                    self.conn_opened(node, shard, link);
+                }
+            }
+            Event::NodeRestart { node } => self.restart_node(node),
+            Event::Scrub => self.scrub(),
+            Event::Replace { old, new } => self.replace_node(old, new),
             Event::GuestNext { front, lane, tag } => self.guest_next(front, lane, tag),
             Event::Fault(kind) => self.fault(kind),
             Event::MetaHeal => self.meta_heals(),

@@ -96,6 +96,9 @@ pub struct LaneConfig {
     /// Chunks whose replicas may differ by what earlier fronts wrote: not to be touched before
     /// [`super::api::LaneOrder::Reconciled`].
     pub unreconciled: BTreeSet<ChunkIndex>,
+    /// Nodes that failed requests and that control cannot do without: those requests end with the error.
+    /// What others failed waits, until control has recorded them stale.
+    pub helpless: BTreeSet<NodeId>,
     sets: BTreeMap<u16, CompiledSet>,
 }
 
@@ -159,6 +162,7 @@ impl LaneConfig {
             peers,
             nodes,
             unreconciled: BTreeSet::new(),
+            helpless: BTreeSet::new(),
             sets,
             map,
         }

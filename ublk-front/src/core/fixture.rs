@@ -80,6 +80,17 @@ pub(super) fn record(node: NodeId, name: &str) -> NodeState {
 
 /// Lanes' view of a map, A preferred.
 pub(super) fn config(map: VolumeMap) -> Arc<LaneConfig> {
+    Arc::new(compiled(map))
+}
+
+/// The same, and a node has failed that control cannot do without.
+pub(super) fn helpless(map: VolumeMap, node: NodeId) -> Arc<LaneConfig> {
+    let mut config = compiled(map);
+    config.helpless.insert(node);
+    Arc::new(config)
+}
+
+fn compiled(map: VolumeMap) -> LaneConfig {
     let peer = |node, name: &str| Peer {
         node,
         shard: ShardIndex(0),
@@ -95,5 +106,5 @@ pub(super) fn config(map: VolumeMap) -> Arc<LaneConfig> {
     };
     let peers = Arc::new(vec![peer(A, "a"), peer(B, "b")]);
     let nodes = vec![entry(A, PEER_A), entry(B, PEER_B)];
-    Arc::new(LaneConfig::new(Arc::new(map), peers, nodes, &[A, B]))
+    LaneConfig::new(Arc::new(map), peers, nodes, &[A, B])
 }

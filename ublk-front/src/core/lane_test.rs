@@ -295,6 +295,26 @@ fn a_full_replica_is_reported_and_full_replicas_are_enospc() {
     assert_eq!(bench.completed(), [(1, Err(GuestError::NoSpace))]);
 }
 
+/// A barrier for another reason comes before control has recorded the replica stale.
+#[test]
+fn what_a_replica_failed_waits_for_the_verdict_on_it() {
+    let mut bench = Bench::new();
+    bench.write(0, 0);
+    let sent = bench.sent();
+    bench.answer(&sent[0], Status::Ok);
+    bench.answer(&sent[1], Status::Poisoned);
+    bench.order(LaneOrder::Install {
+        epoch: 2,
+        config: config(attached()),
+    });
+    assert_eq!(bench.completed(), [], "B may yet be recorded stale");
+    bench.order(LaneOrder::Install {
+        epoch: 3,
+        config: helpless(attached(), B),
+    });
+    assert_eq!(bench.completed(), [(0, Err(GuestError::Io))]);
+}
+
 #[test]
 fn a_node_that_does_not_serve_now_is_as_good_as_disconnected() {
     let mut bench = Bench::new();

@@ -70,6 +70,8 @@ impl ControlCore {
         self.fenced_since = None;
         if now.since(since) <= self.config.fence_max
             || self.meta.is_some()
+            // After a conflict the map is read first: the same transaction would only fail again.
+            || self.reload_wanted
             || now < self.meta_retry_at
         {
             return;

@@ -164,6 +164,7 @@ impl ControlCore {
             &self.preference,
         );
         config.unreconciled.clone_from(&self.intents);
+        config.helpless = std::mem::take(&mut self.helpless);
         let config = Arc::new(config);
         self.ceiling = Version::new(config.token, self.seq.last());
         let before = self.installed.replace(Arc::clone(&config));

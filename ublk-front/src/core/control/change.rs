@@ -145,7 +145,10 @@ impl ControlCore {
             );
             // Requests that it failed end with its error at the next installation, rather than wait.
             let failed = self.seen.entry(nodes[0]).or_default().failed.take();
-            self.reinstall |= failed.is_some_and(|status| !status.is_passing());
+            if failed.is_some_and(|status| !status.is_passing()) {
+                self.helpless.insert(nodes[0]);
+                self.reinstall = true;
+            }
             self.note(text, out);
             return false;
         }

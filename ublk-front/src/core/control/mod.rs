@@ -129,6 +129,8 @@ pub struct ControlCore {
     installed: Option<Arc<LaneConfig>>,
     /// Another installation is due although the map has not changed.
     reinstall: bool,
+    /// Failed, and the last in sync of something: lanes are to end what it failed.
+    helpless: BTreeSet<NodeId>,
     /// Writes at or below it had ended everywhere at the last barrier.
     ceiling: Version,
     /// That is so: no in-sync replica was lost at that barrier.
@@ -181,6 +183,7 @@ impl ControlCore {
             barrier: None,
             installed: None,
             reinstall: false,
+            helpless: BTreeSet::new(),
             ceiling: Version::ZERO,
             ceiling_is_whole: true,
             whole_since: BTreeMap::new(),

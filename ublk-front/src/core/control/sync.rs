@@ -8,7 +8,7 @@
 use super::ControlCore;
 use super::request::Want;
 use crate::core::api::{ControlAction, Now, PeerIndex};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use ukai_meta::{NodeHealth, ReplicaState};
 use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, read_chunk_list};
 use ukai_proto::{ChunkIndex, Flags, Generation, Header, NodeId, Opcode, SectorInChunk, Status};
@@ -47,7 +47,10 @@ pub(super) struct Sync {
     ranges: Vec<ChunkRange>,
     todo: BTreeSet<ChunkIndex>,
     redo: BTreeSet<ChunkIndex>,
-    out: BTreeSet<ChunkIndex>,
+    /// Being copied, and from where.
+    out: BTreeMap<ChunkIndex, NodeId>,
+    /// Sources with bad sectors that the target lacks: another one must have them.
+    bad: BTreeSet<(ChunkIndex, NodeId)>,
     passes: u32,
     failures: u32,
     pub(super) chunks_total: u64,
@@ -64,7 +67,8 @@ impl Sync {
             ranges: Vec::new(),
             todo: BTreeSet::new(),
             redo: BTreeSet::new(),
-            out: BTreeSet::new(),
+            out: BTreeMap::new(),
+            bad: BTreeSet::new(),
             passes: 0,
             failures: 0,
             chunks_total: 0,
@@ -278,18 +282,19 @@ impl ControlCore {
                 continue; // taken away meanwhile
             }
             let preference = &self.preference;
+            let bad = &sync.bad;
             let source = map
                 .in_sync(chunk)
-                .filter(|source| !doubtful.contains(source))
+                .filter(|source| !doubtful.contains(source) && !bad.contains(&(chunk, *source)))
                 .min_by_key(|source| preference.iter().position(|n| n == source));
             let target = self.peer_of(node, chunk);
             let pull = source.and_then(|source| self.pull_from(source, chunk, true));
-            let (Some(target), Some(pull)) = (target, pull) else {
-                self.sync_failed(now, out); // no source is up
+            let (Some(source), Some(target), Some(pull)) = (source, target, pull) else {
+                self.sync_failed(now, out); // no source is up, or none is whole
                 return;
             };
             if let Some(sync) = &mut self.sync {
-                sync.out.insert(chunk);
+                sync.out.insert(chunk, source);
             }
             let count = u16::try_from(map.chunk_sectors()).unwrap_or(u16::MAX);
             let range = (SectorInChunk(0), count);
@@ -305,9 +310,9 @@ impl ControlCore {
         out: &mut Vec<ControlAction>,
     ) {
         let Some(sync) = &mut self.sync else { return };
-        if !sync.out.remove(&chunk) {
+        let Some(source) = sync.out.remove(&chunk) else {
             return; // of an earlier job
-        }
+        };
         match result.map(Pulled::decode) {
             Ok(Ok(pulled)) => {
                 sync.sectors_copied += u64::from(pulled.sectors_copied);
@@ -322,6 +327,10 @@ impl ControlCore {
                     .sectors_copied
                     .saturating_add(pulled.sectors_copied);
                 if pulled.sectors_bad > 0 {
+                    // Not proven equal (I3): what the source cannot give may be old or missing here.
+                    sync.bad.insert((chunk, source));
+                    sync.redo.remove(&chunk);
+                    sync.todo.insert(chunk);
                     let bad = pulled.sectors_bad;
                     self.note(
                         format!("chunk {chunk}: {bad} sectors are bad at the source"),

@@ -88,9 +88,13 @@ impl LaneCore {
                 }
             }
             let piece = self.pieces.get(index);
-            // Replicas that failed and are still in the set: control could not do without them.
+            // Control could not do without a replica that failed. (One that it has not judged yet, as this
+            // installation was due to something else, is waited for.)
             let failed = piece.targets.iter().find_map(|t| match t.state {
-                TargetState::Failed(status) => Some(status),
+                TargetState::Failed(status) => {
+                    let node = config.nodes[usize::from(t.slot.0)].node;
+                    config.helpless.contains(&node).then_some(status)
+                }
                 _ => None,
             });
             if let Some(status) = failed {

@@ -1,0 +1,206 @@
+//! The fault atlas: which copies are good, and so what may still be destroyed.
+//!
+//! A replica is *good* for a chunk if the map says in-sync, its node did not lose power unnoticed and takes
+//! writes, and no sector of the chunk is damaged on it. A fault that takes data away needs another good replica; one
+//! that only takes a node away for a while must not leave a damaged or suspect one as the last in sync.
+//! So whatever fails in a run is a bug, not bad luck.
+
+use crate::node::Process;
+use crate::queue::SECOND;
+use crate::world::{NodeIndex, World};
+use std::rc::Rc;
+use ukai_meta::map::VolumeMap;
+use ukai_proto::ChunkIndex;
+
+/// Damage found so late was overlooked by nobody: fronts notice a lost node within this time.
+const NOTICE_MAX: u64 = 3 * SECOND;
+
+/// A sector that a node cannot give back as it was written.
+#[derive(Debug)]
+pub(crate) struct Damage {
+    pub(crate) node: NodeIndex,
+    /// On the device.
+    pub(crate) position: u64,
+    /// Of the volume.
+    pub(crate) sector: u64,
+    pub(crate) since: u64,
+    /// What the device holds now: something else there means that it was written since.
+    pub(crate) content: Rc<[u8; 4096]>,
+    pub(crate) unreadable: bool,
+    /// The record of its checksum may not be durable. If the record is lost, recovery has nothing to tell
+    /// the damage by: that would be two faults in one sector.
+    pub(crate) fragile: bool,
+}
+
+impl World {
+    /// The node is or may be out of reach of someone until then.
+    pub(crate) fn troubled(&mut self, node: NodeIndex, until: u64) {
+        let trouble = &mut self.nodes[node].trouble_until;
+        *trouble = (*trouble).max(until + NOTICE_MAX);
+    }
+
+    fn map_now(&self) -> Option<Rc<VolumeMap>> {
+        self.map.clone()
+    }
+
+    /// Forgets damage that was written over.
+    pub(crate) fn forget_healed(&mut self) {
+        let nodes = &self.nodes;
+        self.damage.retain(|damage| {
+            let disk = &nodes[damage.node].disk;
+            let held = disk.sector(damage.position);
+            let same = held.is_some_and(|held| Rc::ptr_eq(&held, &damage.content));
+            same && (!damage.unreadable || disk.unreadable.contains(&(damage.position / 4096)))
+        });
+    }
+
+    /// Would a crash of the node make damage look whole?
+    pub(crate) fn is_fragile(&mut self, node: NodeIndex) -> bool {
+        self.forget_healed();
+        let mut damage = self.damage.iter();
+        damage.any(|damage| damage.node == node && damage.fragile)
+    }
+
+    fn is_damaged(&self, node: NodeIndex, chunk: ChunkIndex) -> bool {
+        self.damage
+            .iter()
+            .any(|damage| damage.node == node && self.chunk_of(damage.sector) == chunk)
+    }
+
+    /// In-sync replicas of a chunk, by node.
+    fn holders(&self, map: &VolumeMap, chunk: ChunkIndex) -> Vec<NodeIndex> {
+        map.in_sync(chunk)
+            .filter_map(|id| self.nodes.iter().position(|node| node.id == id))
+            .collect()
+    }
+
+    fn is_good(&self, node: NodeIndex, chunk: ChunkIndex) -> bool {
+        let state = &self.nodes[node];
+        let poisoned = state.process.as_ref().is_some_and(Process::is_poisoned);
+        state.suspect_since.is_none() && !poisoned && !self.is_damaged(node, chunk)
+    }
+
+    /// Does something hold for the other in-sync replicas of every chunk that the node has in sync?
+    fn others_of_all(
+        &mut self,
+        node: NodeIndex,
+        holds: impl Fn(&Self, ChunkIndex, &[NodeIndex]) -> bool,
+    ) -> bool {
+        self.forget_healed();
+        let Some(map) = self.map_now() else {
+            return false;
+        };
+        (0..map.chunk_count()).map(ChunkIndex).all(|chunk| {
+            let holders = self.holders(&map, chunk);
+            let others: Vec<_> = holders.iter().copied().filter(|n| *n != node).collect();
+            others.len() == holders.len() || holds(self, chunk, &others)
+        })
+    }
+
+    /// May the node be out of reach? Its data stays; but the front may go on with the others alone.
+    pub(crate) fn may_be_away(&mut self, node: NodeIndex) -> bool {
+        self.others_of_all(node, |world, chunk, others| {
+            others.iter().all(|other| world.is_good(*other, chunk))
+        })
+    }
+
+    /// May what the node has not flushed be lost?
+    pub(crate) fn may_lose_power(&mut self, node: NodeIndex) -> bool {
+        !self.is_fragile(node)
+            && self.others_of_all(node, |world, chunk, others| {
+                others.iter().any(|other| world.is_good(*other, chunk))
+            })
+    }
+
+    /// May everything on the node be lost? Another one must be good and surely at hand.
+    pub(crate) fn may_be_wiped(&mut self, node: NodeIndex) -> bool {
+        self.others_of_all(node, |world, chunk, others| {
+            others
+                .iter()
+                .any(|other| world.is_good(*other, chunk) && world.is_at_hand(*other))
+                && others.iter().all(|other| world.is_good(*other, chunk))
+        })
+    }
+
+    fn is_at_hand(&self, node: NodeIndex) -> bool {
+        let state = &self.nodes[node];
+        state.process.is_some() && state.trouble_until < self.queue.now()
+    }
+
+    /// May this sector be destroyed on this node?
+    pub(crate) fn may_be_damaged(&mut self, node: NodeIndex, sector: u64) -> bool {
+        self.forget_healed();
+        let Some(map) = self.map_now() else {
+            return false;
+        };
+        let chunk = self.chunk_of(sector);
+        let holders = self.holders(&map, chunk);
+        holders.contains(&node)
+            && holders.iter().any(|other| {
+                *other != node && self.is_good(*other, chunk) && self.is_at_hand(*other)
+            })
+    }
+
+    /// After the replica of a chunk on this node is given up: is a good one left?
+    pub(crate) fn may_be_removed(&mut self, node: NodeIndex, chunk: ChunkIndex) -> bool {
+        self.forget_healed();
+        let Some(map) = self.map_now() else {
+            return false;
+        };
+        let holders = self.holders(&map, chunk);
+        let mut others = holders.iter().filter(|other| **other != node);
+        others.all(|other| self.is_good(*other, chunk))
+    }
+
+    /// No good copy of this sector is in sync: what the guest is told about it is nobody's fault.
+    pub(crate) fn is_lost(&mut self, sector: u64) -> bool {
+        self.forget_healed();
+        let Some(map) = self.map_now() else {
+            return false;
+        };
+        let chunk = self.chunk_of(sector);
+        !self
+            .holders(&map, chunk)
+            .iter()
+            .any(|node| self.is_good(*node, chunk))
+    }
+
+    /// Replicas of a chunk, for explanations.
+    pub(crate) fn chunk_status(&self, chunk: ChunkIndex) -> String {
+        let Some(map) = self.map_now() else {
+            return String::new();
+        };
+        let now = self.queue.now();
+        let mut text = format!("chunk {chunk}:");
+        for replica in map.replicas(chunk).iter() {
+            let name = self.node_name(replica.node);
+            let state = replica.state;
+            text.push_str(&format!(" {name} {state:?}"));
+            if let Some(index) = self.nodes.iter().position(|node| node.id == replica.node) {
+                let node = &self.nodes[index];
+                let good = self.is_good(index, chunk);
+                let runs = node.process.is_some();
+                let trouble = node.trouble_until.saturating_sub(now) / 1_000_000;
+                text.push_str(&format!(
+                    " (runs {runs}, good {good}, trouble for {trouble} ms)"
+                ));
+            }
+        }
+        text
+    }
+
+    /// Only replicas that lost power before anyone recorded it are left in sync: a double fault that
+    /// nothing can make good. The front had not noticed the first when the second took the others.
+    pub(crate) fn is_beyond_help(&self) -> bool {
+        let Some(map) = self.map_now() else {
+            return false;
+        };
+        (0..map.chunk_count()).map(ChunkIndex).any(|chunk| {
+            let suspect = |id| {
+                let node = self.nodes.iter().find(|node| node.id == id);
+                node.is_some_and(|node| node.suspect_since.is_some())
+            };
+            map.in_sync(chunk).all(suspect)
+        })
+    }
+}
