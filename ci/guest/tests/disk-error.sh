@@ -51,3 +51,12 @@ more_load 4000 "with b1 back"
 fsx_stop
 front_detach disk
 equal_from_each_node disk a1 b1
+
+# A device that loses writes without a word keeps no promise after a restart; while the node runs, what it
+# reads back does not fit the checksums it knows, and the other replica answers.
+attach disk
+fsx_start 2
+more_load 2000 "before writes are lost"
+flakey drop_writes
+more_load 4000 "with b1's device losing writes"
+fsx_stop

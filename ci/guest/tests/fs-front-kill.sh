@@ -27,9 +27,4 @@ for kind in ext4 xfs; do
 done
 front_detach disk
 expect_no_device
-# The beginning, and where the allocation groups of xfs begin: an emulated CPU is slow.
-read_all() {
-	local at
-	for at in 0 96 192 288; do dd if="$device" bs=1M skip=$at count=12 iflag=direct status=none; done
-}
 equal_from_each_node disk a1 b1

@@ -19,7 +19,7 @@ cat >"$scratch/reattach" <<-EOF
 	echo "\${FRONT_PID[disk]}" >"\$cluster/run/front-pid"
 	echo "\${DEVICE[disk]}"
 EOF
-"$bin/ukai-fsx" run "$device" --seed 1 --threads 3 --operations 700 --reattach "bash $scratch/reattach" |
+"$bin/ukai-fsx" run "$device" --seed 1 --threads 3 --operations 400 --reattach "bash $scratch/reattach" |
 	tee "$scratch/log/fsx"
 ! grep -q ' 0 times attached again' "$scratch/log/fsx" || die "it was never attached again"
 FRONT_PID[disk]=$(cat "$cluster/run/front-pid")

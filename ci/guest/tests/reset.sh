@@ -31,20 +31,19 @@ case $(boot_number) in
 	volume_create fsx 32MiB
 	volume_create fio 64MiB
 	attach fsx
-	exercise 1 120
+	exercise 1 80
 	;;
 2)
 	cluster_again a1 b1
 	attach fsx
 	"$bin/ukai-fsx" verify "$device" --history $history
-	exercise 2 240
+	exercise 2 160
 	;;
 3)
 	cluster_again a1 b1
 	attach fsx
 	"$bin/ukai-fsx" verify "$device" --history $history
 	front_detach fsx
-	equal_from_each_node fsx a1 b1
 	attach fio
 	reset_prepare
 	dsync_job --trigger-file=/vm/trigger --trigger="sync /vm/$state; echo b >/proc/sysrq-trigger; sleep 60" \
@@ -60,6 +59,6 @@ case $(boot_number) in
 	[ -s /vm/$state ] || die "fio saved no state"
 	fio_resume dsync_job
 	front_detach fio
-	equal_from_each_node fio a1 b1
+	equal_from_each_node fsx a1 b1
 	;;
 esac

@@ -6,10 +6,10 @@
 . "$(dirname "$0")/lib.sh"
 begin
 two_nodes
-volume_create disk 128MiB
+volume_create disk 80MiB
 attach disk
 job() { # NAME OFFSET_MIB ARGUMENT...
-	fio --name="$1" --filename="$device" --offset="$2m" --size=48m --rw=randwrite --bs=4k --ioengine=libaio --iodepth=32 \
+	fio --name="$1" --filename="$device" --offset="$2m" --size=32m --rw=randwrite --bs=4k --ioengine=libaio --iodepth=32 \
 		--direct=1 --verify=crc32c --aux-path="$scratch" "${@:3}"
 }
 
@@ -39,13 +39,13 @@ wait "$writer" || die "an error while the front was away: $(tail -20 "$scratch/l
 resume recovered 0
 say "recovered: clean"
 
-killed renewed 64
+killed renewed 40
 "$bin/ublk-front" detach disk --run-dir "$cluster/run" || die "detach of a volume whose front is dead"
 # Its last writes have failed, and it says so.
 wait "$writer" || true
 expect_no_device
 attach disk
-resume renewed 64
+resume renewed 40
 resume recovered 0
 say "attached anew: clean"
 front_detach disk
