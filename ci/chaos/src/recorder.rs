@@ -333,3 +333,73 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(sector: u64) -> Ask {
+        Ask {
+            verb: Verb::Write,
+            sectors: sector..sector + 1,
+            fua: false,
+        }
+    }
+
+    fn read(sector: u64) -> Ask {
+        Ask {
+            verb: Verb::Read,
+            ..write(sector)
+        }
+    }
+
+    fn recorder() -> Recorder {
+        Recorder::new([7; 16], Path::new("/dev/null")).expect("a recorder")
+    }
+
+    #[test]
+    fn what_a_fenced_front_wrote_must_not_be_seen() {
+        let recorder = recorder();
+        recorder.fenced(1);
+        recorder.fenced(2);
+        let mut data = Vec::new();
+        let open = recorder.begin(1, &write(9), &mut data);
+        assert!(open.fenced);
+        recorder.failed(&open);
+        assert_eq!(recorder.problem(), None);
+        recorder.replica("n", 9, &data);
+        assert!(recorder.problem().is_some());
+    }
+
+    #[test]
+    fn a_lost_write_and_different_replicas_are_found() {
+        let recorder = recorder();
+        recorder.fenced(1);
+        let mut data = Vec::new();
+        let open = recorder.begin(1, &write(9), &mut data);
+        recorder.succeeded(&open, &[]);
+        recorder.replica("a", 9, &data);
+        assert!(recorder.check().is_good());
+
+        let recorder = self::recorder();
+        recorder.fenced(1);
+        let open = recorder.begin(1, &write(9), &mut data);
+        recorder.succeeded(&open, &[]);
+        let open = recorder.begin(1, &read(9), &mut Vec::new());
+        recorder.succeeded(&open, &[0; 4096]);
+        recorder.replica("a", 9, &data);
+        recorder.replica("b", 9, &[0; 4096]);
+        assert_eq!(recorder.check().violation_count, 2);
+    }
+
+    #[test]
+    fn a_read_of_a_fenced_front_is_stale_once_all_is_overwritten() {
+        let recorder = recorder();
+        recorder.fenced(1);
+        recorder.fenced(2);
+        assert!(!recorder.begin(1, &read(3), &mut Vec::new()).stale);
+        recorder.overwritten();
+        assert!(recorder.begin(1, &read(3), &mut Vec::new()).stale);
+        assert!(!recorder.begin(2, &read(3), &mut Vec::new()).stale);
+    }
+}
