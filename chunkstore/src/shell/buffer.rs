@@ -6,7 +6,7 @@ use ukai_proto::Buffer;
 
 /// A payload handle of the shell.
 #[derive(Debug)]
-pub(super) enum NodeBuf {
+pub(crate) enum NodeBuf {
     /// Received from a connection, or assembled for the device.
     Dma(DmaBuffer),
     /// Read from the device.

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// Runs device operations.
 #[derive(Debug)]
-pub(super) struct Device {
+pub(crate) struct Device {
     plain: DmaFile,
     /// Writes through this descriptor are durable when they complete: one operation instead of a
     /// write and a flush, and no flush of what others wrote.
@@ -23,7 +23,7 @@ impl Device {
     /// can be polled, by reading the first block of the first file it opens; on a preallocated but
     /// never written block that read never reaches the device, the answer would be a false yes, and
     /// every later read would fail.
-    pub(super) async fn open(path: &Path, probe: Option<&Path>) -> Result<Self, GlommioError<()>> {
+    pub(crate) async fn open(path: &Path, probe: Option<&Path>) -> Result<Self, GlommioError<()>> {
         if let Some(probe) = probe {
             OpenOptions::new()
                 .read(true)
@@ -44,7 +44,7 @@ impl Device {
     }
 
     /// Run one operation to its end.
-    pub(super) async fn run(&self, op: DiskOp<NodeBuf>) -> (IoId, DiskResult<NodeBuf>) {
+    pub(crate) async fn run(&self, op: DiskOp<NodeBuf>) -> (IoId, DiskResult<NodeBuf>) {
         match op {
             DiskOp::Read {
                 io,

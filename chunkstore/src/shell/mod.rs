@@ -11,11 +11,11 @@
 //! The metadata store is spoken to by a control thread; shards only ever look at a lease deadline.
 
 pub mod blocking;
-mod buffer;
+pub(crate) mod buffer;
 mod clock;
 mod conn;
 pub mod control;
-mod device;
+pub(crate) mod device;
 mod executor;
 mod fence;
 pub mod format;

@@ -1,5 +1,7 @@
 //! Tests of the store on a device that forgets.
 
+#[cfg(feature = "shell")]
+mod conformance;
 mod faults;
 mod memory;
 mod model;
@@ -9,4 +11,5 @@ mod rig;
 mod rules;
 mod since;
 mod superblocks;
+mod twin;
 mod verify;

@@ -371,7 +371,7 @@ pub(super) fn seeds(name: &str, count: u64, test: impl Fn(u64) + std::panic::Ref
             .and_then(|value: String| value.parse().ok())
     };
     let one = number("UKAI_SEED");
-    let count = number("UKAI_SEEDS").unwrap_or(count);
+    let count = number("UKAI_SEEDS").unwrap_or(super::twin::seeds(count));
     let range = one.map_or(0..count, |seed: u64| seed..seed + 1);
     for seed in range {
         if let Err(panic) = std::panic::catch_unwind(|| test(seed)) {
@@ -384,7 +384,7 @@ pub(super) fn seeds(name: &str, count: u64, test: impl Fn(u64) + std::panic::Ref
 }
 
 #[test]
-fn random_requests_against_the_oracle_with_clean_stops() {
+pub(super) fn random_requests_against_the_oracle_with_clean_stops() {
     seeds(
         "random_requests_against_the_oracle_with_clean_stops",
         60,

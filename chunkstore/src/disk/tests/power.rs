@@ -9,7 +9,7 @@ use rand::RngExt;
 use ukai_proto::BootId;
 
 #[test]
-fn random_cuts() {
+pub(super) fn random_cuts() {
     seeds("random_cuts", 150, |seed| {
         let mut work = Workload::new(Rig::new(5, seed), 4);
         for _ in 0..4 {
@@ -54,7 +54,7 @@ fn structures_torn_by_a_cut_are_found_out() {
 }
 
 #[test]
-fn random_process_crashes_lose_nothing_that_was_answered() {
+pub(super) fn random_process_crashes_lose_nothing_that_was_answered() {
     seeds(
         "random_process_crashes_lose_nothing_that_was_answered",
         150,

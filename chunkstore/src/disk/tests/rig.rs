@@ -1,5 +1,6 @@
 //! A store on a [`MemDisk`], driven step by step, and an oracle of what each sector may hold.
 
+use super::twin::{self, Twin};
 use crate::disk::api::*;
 use crate::disk::format::{NodeFormat, NodeSuperblock, format};
 use crate::disk::layout::{BLOCK, ShardPlace};
@@ -156,10 +157,12 @@ pub(super) struct Rig {
     /// Boot of the machine; a cut makes a new one.
     pub(super) boot: u8,
     pub(super) rng: ChaCha8Rng,
+    /// In the conformance arm: a real device that does the same.
+    pub(super) twin: Option<Twin>,
 }
 
 pub(super) fn open(
-    disk: &mut MemDisk,
+    disk: &mut dyn Disk,
     place: &ShardPlace,
     boot: u8,
 ) -> (Store<Vec<u8>>, RecoveryReport) {
@@ -176,7 +179,22 @@ pub(super) fn open(
 impl Rig {
     pub(super) fn new(slots: u64, seed: u64) -> Self {
         let (disk, place) = device(slots);
-        Self::on(disk, place, seed)
+        let Some(mut twin) = twin::wanted(disk.size()) else {
+            return Self::on(disk, place, seed);
+        };
+        format(&mut twin.blocking, &node_format(), false).expect("formats");
+        let opened = open(&mut twin.blocking, &place, 1);
+        let mut rig = Self::on(disk, place, seed);
+        rig.conform(twin, opened);
+        rig
+    }
+
+    /// Goes on with the store of the real device, if it found the same.
+    fn conform(&mut self, mut twin: Twin, opened: (Store<Vec<u8>>, RecoveryReport)) {
+        assert_eq!(opened.1, self.report, "recovery on the real device");
+        twin.compare(&mut self.disk);
+        self.store = opened.0;
+        self.twin = Some(twin);
     }
 
     pub(super) fn on(disk: MemDisk, place: ShardPlace, seed: u64) -> Self {
@@ -195,6 +213,7 @@ impl Rig {
             next: 0,
             boot,
             rng,
+            twin: None,
         }
     }
 
@@ -202,12 +221,21 @@ impl Rig {
     pub(super) fn reopen(&mut self) {
         (self.store, self.report) = open(&mut self.disk, &self.place, self.boot);
         self.replies.clear();
+        if let Some(mut twin) = self.twin.take() {
+            let opened = open(&mut twin.blocking, &self.place, self.boot);
+            self.conform(twin, opened);
+        }
     }
 
     pub(super) fn perform(&mut self, actions: Vec<StoreAction<Vec<u8>>>) {
         for action in actions {
             match action {
-                StoreAction::Disk(op) => self.disk.submit(op),
+                StoreAction::Disk(op) => {
+                    if let Some(twin) = &mut self.twin {
+                        twin.submit(&op);
+                    }
+                    self.disk.submit(op);
+                }
                 StoreAction::Reply(op, reply) => {
                     assert!(
                         self.replies.insert(op, reply).is_none(),
@@ -245,7 +273,10 @@ impl Rig {
     }
 
     pub(super) fn complete(&mut self, index: usize) {
-        let (io, result) = self.disk.complete(index);
+        let (io, mut result) = self.disk.complete(index);
+        if let Some(twin) = &mut self.twin {
+            result = twin.complete(io, result, &mut self.disk);
+        }
         let mut out = Vec::new();
         self.store.disk_done(io, result, &mut out);
         self.perform(out);
@@ -324,11 +355,20 @@ impl Rig {
             _ if rng.random_bool(0.5) => Fate::Old,
             _ => Fate::New,
         });
+        self.follow();
+    }
+
+    /// The real device cannot lose what it was told: it is given what the fake has kept.
+    fn follow(&mut self) {
+        if let Some(twin) = &mut self.twin {
+            twin.follow(&mut self.disk);
+        }
     }
 
     pub(super) fn crash_process(&mut self) {
         let rng = &mut self.rng;
         self.disk.crash_process(&mut || rng.random_bool(0.5));
+        self.follow();
     }
 }
 

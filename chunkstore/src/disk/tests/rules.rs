@@ -26,7 +26,7 @@ fn list(rig: &mut Rig, chunk: u32, sector: u16, count: u16) -> Vec<SectorState> 
 }
 
 #[test]
-fn writes_are_read_back_and_unwritten_sectors_are_zeros_without_io() {
+pub(super) fn writes_are_read_back_and_unwritten_sectors_are_zeros_without_io() {
     let mut rig = Rig::new(4, 1);
     let calls = rig.disk.calls;
     assert_eq!(rig.read(0, 0, 256), vec![0; 256]);
@@ -41,7 +41,7 @@ fn writes_are_read_back_and_unwritten_sectors_are_zeros_without_io() {
 }
 
 #[test]
-fn older_and_equal_versions_change_nothing() {
+pub(super) fn older_and_equal_versions_change_nothing() {
     let mut rig = Rig::new(4, 1);
     rig.done(write(0, 2, 2, 10, false));
     assert_eq!(rig.done(write(0, 2, 2, 10, false)), 0);
@@ -60,7 +60,7 @@ fn older_and_equal_versions_change_nothing() {
 }
 
 #[test]
-fn requests_in_flight_keep_their_order() {
+pub(super) fn requests_in_flight_keep_their_order() {
     for seed in 0..50 {
         let mut rig = Rig::new(4, seed);
         rig.done(write(0, 0, 1, 1, false));
@@ -84,7 +84,7 @@ fn requests_in_flight_keep_their_order() {
 }
 
 #[test]
-fn discards_free_the_slot_and_late_older_writes_do_not_come_back() {
+pub(super) fn discards_free_the_slot_and_late_older_writes_do_not_come_back() {
     let mut rig = Rig::new(2, 1);
     rig.done(write(0, 0, 256, 5, false));
     rig.done(write(1, 0, 1, 5, false));
@@ -126,7 +126,7 @@ fn discards_free_the_slot_and_late_older_writes_do_not_come_back() {
 }
 
 #[test]
-fn zeros_without_a_slot_take_none_unless_their_versions_are_many() {
+pub(super) fn zeros_without_a_slot_take_none_unless_their_versions_are_many() {
     let mut rig = Rig::new(2, 1);
     rig.done(zero(0, 10, 10, 5, true));
     assert_eq!(rig.store.slots().0, 0);
@@ -141,7 +141,7 @@ fn zeros_without_a_slot_take_none_unless_their_versions_are_many() {
 }
 
 #[test]
-fn copies_obey_their_rule_at_the_moment_they_are_applied() {
+pub(super) fn copies_obey_their_rule_at_the_moment_they_are_applied() {
     let mut rig = Rig::new(4, 1);
     rig.done(write(0, 0, 4, 10, false));
     let put = |seqs: [u64; 4], admit| {
@@ -191,7 +191,7 @@ fn copies_obey_their_rule_at_the_moment_they_are_applied() {
 }
 
 #[test]
-fn fences_and_generations_survive_and_never_sink() {
+pub(super) fn fences_and_generations_survive_and_never_sink() {
     let mut rig = Rig::new(4, 1);
     assert_eq!(rig.store.fence(VOLUME), None);
     let fence = |token, generation| StoreRequest::Fence {
@@ -224,7 +224,7 @@ fn fences_and_generations_survive_and_never_sink() {
 }
 
 #[test]
-fn a_fence_waits_for_the_writes_before_it() {
+pub(super) fn a_fence_waits_for_the_writes_before_it() {
     let mut rig = Rig::new(4, 1);
     rig.done(write(0, 0, 1, 1, false));
     let write = rig.submit(write(0, 0, 1, 2, false));
@@ -246,7 +246,7 @@ fn a_fence_waits_for_the_writes_before_it() {
 }
 
 #[test]
-fn released_chunks_are_gone_for_good_and_others_stay() {
+pub(super) fn released_chunks_are_gone_for_good_and_others_stay() {
     let mut rig = Rig::new(8, 1);
     for chunk in 0..6 {
         rig.done(write(chunk, 0, 2, 5, false));
@@ -295,7 +295,7 @@ fn released_chunks_are_gone_for_good_and_others_stay() {
 }
 
 #[test]
-fn written_since_names_chunks_by_their_last_generation() {
+pub(super) fn written_since_names_chunks_by_their_last_generation() {
     let mut rig = Rig::new(8, 1);
     for chunk in 0..4 {
         rig.done(write_as(chunk, 0, 1, version(chunk + 1, 1), 5, false));
@@ -331,7 +331,7 @@ fn written_since_names_chunks_by_their_last_generation() {
 }
 
 #[test]
-fn intents_open_durably_before_data_and_close_when_all_is_known() {
+pub(super) fn intents_open_durably_before_data_and_close_when_all_is_known() {
     let mut rig = Rig::new(8, 1);
     let intents = |rig: &Rig| rig.store.open_intents(VOLUME, ChunkIndex(0), 10).0;
     rig.submit(write(3, 0, 1, 5, false));
@@ -358,7 +358,7 @@ fn intents_open_durably_before_data_and_close_when_all_is_known() {
 }
 
 #[test]
-fn the_background_settles_everything_after_a_crash_and_then_rests() {
+pub(super) fn the_background_settles_everything_after_a_crash_and_then_rests() {
     let mut rig = Rig::new(20, 1);
     for chunk in 0..20 {
         rig.submit(write(chunk, 0, 3, 5, false));
@@ -381,7 +381,7 @@ fn the_background_settles_everything_after_a_crash_and_then_rests() {
 }
 
 #[test]
-fn all_intents_of_a_volume_at_rest_close() {
+pub(super) fn all_intents_of_a_volume_at_rest_close() {
     let mut rig = Rig::new(150, 1);
     for chunk in 0..150 {
         rig.submit(write(chunk, 0, 1, u64::from(chunk) + 1, false));
@@ -401,7 +401,7 @@ fn all_intents_of_a_volume_at_rest_close() {
 }
 
 #[test]
-fn the_limit_of_open_chunks_closes_what_it_can() {
+pub(super) fn the_limit_of_open_chunks_closes_what_it_can() {
     let mut rig = Rig::new(200, 1);
     let mut chunk = 0;
     while rig.store.stats().intents_open == u64::from(chunk) {
@@ -430,7 +430,7 @@ fn the_limit_of_open_chunks_closes_what_it_can() {
 }
 
 #[test]
-fn many_holes_take_no_slots_and_survive() {
+pub(super) fn many_holes_take_no_slots_and_survive() {
     let mut rig = Rig::new(200, 1);
     for chunk in 0..150 {
         rig.store.settled(VOLUME, Token(1), Seq(5));
@@ -458,7 +458,7 @@ fn many_holes_take_no_slots_and_survive() {
 }
 
 #[test]
-fn a_discard_larger_than_the_node_neither_fails_nor_takes_slots() {
+pub(super) fn a_discard_larger_than_the_node_neither_fails_nor_takes_slots() {
     let mut rig = Rig::new(4, 1);
     rig.done(write(0, 0, 1, 1, false));
     for chunk in 0..40 {
@@ -472,7 +472,7 @@ fn a_discard_larger_than_the_node_neither_fails_nor_takes_slots() {
 }
 
 #[test]
-fn discards_of_nothing_leave_holes_for_every_slot_to_be_given_back() {
+pub(super) fn discards_of_nothing_leave_holes_for_every_slot_to_be_given_back() {
     let mut rig = Rig::new(4, 1);
     for chunk in 0..4 {
         rig.done(write(chunk, 0, 1, 1, false));
@@ -485,7 +485,7 @@ fn discards_of_nothing_leave_holes_for_every_slot_to_be_given_back() {
 }
 
 #[test]
-fn malformed_requests_are_refused() {
+pub(super) fn malformed_requests_are_refused() {
     let mut rig = Rig::new(2, 1);
     let bad = Status::BadRequest;
     assert_eq!(rig.refused(StoreRequest::Read(range(0, 0, 0))), bad);
@@ -517,7 +517,7 @@ fn malformed_requests_are_refused() {
 }
 
 #[test]
-fn rot_is_found_refused_and_repaired_by_a_copy_of_any_version() {
+pub(super) fn rot_is_found_refused_and_repaired_by_a_copy_of_any_version() {
     let mut rig = Rig::new(2, 1);
     rig.done(write(0, 0, 4, 5, false));
     rig.done(StoreRequest::Flush);
