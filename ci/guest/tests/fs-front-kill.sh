@@ -3,7 +3,7 @@
 # again, the load goes on; it is killed again and the device given up. On the volume attached anew
 # the journal replays, what was synced is there, and fsck finds nothing.
 # guests: new
-# limit: 500
+# limit: 800
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/fs-lib.sh"
 begin

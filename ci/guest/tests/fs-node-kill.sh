@@ -3,7 +3,7 @@
 # device goes as well. On the volume attached without that node the journal replays, what was synced is
 # there, fsck finds nothing; and so it is from the node that was away.
 # guests: uml
-# limit: 500
+# limit: 800
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/fs-lib.sh"
 begin
