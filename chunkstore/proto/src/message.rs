@@ -126,6 +126,21 @@ pub fn read_crc_table(
     Ok((prefix.get(), crcs.iter().map(|crc| crc.get())))
 }
 
+/// READ reply of several sectors, after its checksum table: the sequence number of each, for those that
+/// the request's token wrote (0 for the others).
+pub fn append_seqs(aux: &mut Vec<u8>, seqs: impl Iterator<Item = Seq>) {
+    seqs.for_each(|seq| aux.extend_from_slice(&seq.0.to_le_bytes()));
+}
+
+/// Reads what [`append_seqs`] wrote. `None`: it is not there, so none of them is in flight.
+#[must_use]
+pub fn read_seqs(aux: &[u8], count: u16) -> Option<impl Iterator<Item = Seq> + '_> {
+    let after = 8 + usize::from(count) * 4;
+    let raw = aux.get(after..)?.get(..usize::from(count) * 8)?;
+    let (words, _) = raw.as_chunks::<8>();
+    Some(words.iter().map(|word| Seq(u64::from_le_bytes(*word))))
+}
+
 /// What a node knows of one sector: 16 bytes on the wire.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SectorState {

@@ -5,8 +5,8 @@ use super::shard::{ListId, ListOwner, Op, Request, ShardCore};
 use super::storage::Storage;
 use crate::disk::api::{OpId, StoreReply};
 use ukai_proto::limits::CHUNK_LIST_MAX;
-use ukai_proto::message::{Pulled, chunk_list, crc_table, sector_states};
-use ukai_proto::{Buffer, ChunkIndex, Flags, Opcode, SectorInChunk, Seq, Status};
+use ukai_proto::message::{Pulled, append_seqs, chunk_list, crc_table, sector_states};
+use ukai_proto::{Buffer, ChunkIndex, Flags, Opcode, SectorInChunk, Seq, Status, Version};
 
 impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
     /// The store answered.
@@ -63,17 +63,27 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         };
         match reply {
             StoreReply::Failed { status, sector } => self.fail(request, status, sector, out),
-            StoreReply::Read { newest, crcs, data } => {
+            StoreReply::Read {
+                versions,
+                crcs,
+                data,
+            } => {
                 let data = OutData::from(data);
-                let aux = crc_table(service_ns, crcs.into_iter());
+                let mut aux = crc_table(service_ns, crcs.into_iter());
                 let flags = zeroes(&data);
                 // What earlier tokens wrote was reconciled before this one could read it.
-                let seq = if newest.token == header.token {
-                    newest.seq
-                } else {
-                    Seq(0)
+                let seq_of = |version: Version| match version {
+                    Version { token, seq } if token == header.token => seq,
+                    _ => Seq(0),
                 };
-                self.done_at(request, aux, flags, data, seq, out);
+                let newest = versions.iter().copied().map(seq_of).max();
+                let newest = newest.unwrap_or(Seq(0));
+                // The highest one says nothing about the others, which may end later.
+                let settled = seq_of(self.store.settled_up_to(header.volume));
+                if versions.len() > 1 && newest > settled {
+                    append_seqs(&mut aux, versions.into_iter().map(seq_of));
+                }
+                self.done_at(request, aux, flags, data, newest, out);
             }
             StoreReply::ReadVersioned { states, data } => {
                 let data = OutData::from(data);

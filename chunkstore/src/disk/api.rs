@@ -146,8 +146,8 @@ pub enum ReadData<B> {
 pub enum StoreReply<B> {
     /// READ.
     Read {
-        /// Highest version among the sectors.
-        newest: Version,
+        /// Version of each sector; the last one of its token where the record was lost.
+        versions: Vec<Version>,
         /// Checksum of each sector.
         crcs: Vec<u32>,
         /// Content.

@@ -18,14 +18,14 @@ fn is(state: &SectorState, flag: u16) -> bool {
     state.flags & flag != 0
 }
 
-/// The highest version among sectors. Content whose record was lost belongs to a write that nobody
-/// has numbered here: it counts as the last one of its token.
-fn newest(states: &[SectorState]) -> Version {
+/// Versions of sectors. Content whose record was lost belongs to a write that nobody has numbered here:
+/// it counts as the last one of its token.
+fn versions(states: &[SectorState]) -> Vec<Version> {
     let versions = states.iter().map(|state| match state.version {
         Version { token, .. } if is(state, SectorState::ADOPTED) => unknown_version(token),
         version => version,
     });
-    versions.max().unwrap_or(Version::ZERO)
+    versions.collect()
 }
 
 impl<B: Buffer> Store<B> {
@@ -78,7 +78,7 @@ impl<B: Buffer> Store<B> {
             } else {
                 let crcs = held.iter().map(|state| state.crc).collect();
                 StoreReply::Read {
-                    newest: newest(&held),
+                    versions: versions(&held),
                     crcs,
                     data: ReadData::Zeroes,
                 }
@@ -264,8 +264,12 @@ impl<B: Buffer> Store<B> {
             },
             None => {
                 let crcs = states.iter().map(|state| state.crc).collect();
-                let newest = newest(&states);
-                StoreReply::Read { newest, crcs, data }
+                let versions = versions(&states);
+                StoreReply::Read {
+                    versions,
+                    crcs,
+                    data,
+                }
             }
         }
     }

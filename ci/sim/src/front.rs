@@ -15,7 +15,7 @@ use ublk_front::core::api::{
 use ublk_front::core::{ControlConfig, ControlCore, LaneCore, LaneLimits, SharedSeq};
 use ukai_meta::Attach;
 use ukai_meta::memory::MemoryStore;
-use ukai_proto::message::{Hello, Role};
+use ukai_proto::message::{Hello, Pull, Pulled, Role};
 use ukai_proto::{BootId, Flags, Frame, Header, Incarnation, NodeId, Opcode, Status};
 
 /// Which part of a front a connection belongs to.
@@ -198,6 +198,13 @@ impl World {
                 self.ask_meta(front, id, MetaRequest::Commit(update));
             }
             ControlAction::Send { peer, header, aux } => {
+                if let (Opcode::Pull, Ok(pull)) = (header.opcode, Pull::decode(&aux)) {
+                    let (chunk, from) = (header.chunk, self.node_name(pull.source));
+                    let how = (pull.mode, pull.ceiling);
+                    self.say(|| {
+                        format!("f{front}: chunk {chunk} from {from} to {peer:?}, {how:?}")
+                    });
+                }
                 let frame = Frame {
                     header,
                     aux,
@@ -386,6 +393,10 @@ impl World {
         match conn {
             Conn::Control => {
                 let (header, aux) = (frame.header, frame.aux);
+                if let (Opcode::Pull, Ok(pulled)) = (header.opcode, Pulled::decode(&aux)) {
+                    let chunk = header.chunk;
+                    self.say(|| format!("f{front}: copy of chunk {chunk} to {peer:?}: {pulled:?}"));
+                }
                 self.control(front, ControlEvent::PeerFrame { peer, header, aux });
             }
             Conn::Lane(lane) => self.lane_frame(front, lane.0 as usize, peer, &frame),

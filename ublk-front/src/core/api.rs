@@ -203,10 +203,12 @@ pub enum LaneReport {
     StaleMap,
     /// A node knows a higher token: stop for good.
     Fenced,
-    /// Everything in flight has ended or waits only for lost nodes.
+    /// Everything in flight has ended, or waits for lost nodes or for the installation.
     Prepared {
         /// Of which barrier.
         epoch: u64,
+        /// Nodes that do not have every write of this lane.
+        behind: Vec<NodeId>,
     },
     /// The new configuration is in force on this lane.
     Installed {

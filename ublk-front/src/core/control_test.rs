@@ -28,6 +28,10 @@ struct World {
     seen: Vec<(PeerIndex, Opcode, ChunkIndex)>,
     pulls: Vec<(PeerIndex, ChunkIndex, Pull)>,
     pulls_answered: bool,
+    /// Sources with a bad sector in a chunk.
+    bad: BTreeSet<(NodeId, ChunkIndex)>,
+    /// Answers to WRITTEN_SINCE are kept here.
+    lists_kept: Option<Vec<ControlEvent>>,
     hung: BTreeSet<PeerIndex>,
     meta_down: bool,
     /// The volume's records are gone.
@@ -55,6 +59,8 @@ impl World {
             seen: Vec::new(),
             pulls: Vec::new(),
             pulls_answered: true,
+            bad: BTreeSet::new(),
+            lists_kept: None,
             hung: BTreeSet::new(),
             meta_down: false,
             deleted: false,
@@ -137,14 +143,19 @@ impl World {
                     && let Some(reply) = self.answer(peer, &header, &aux)
                 {
                     let (header, aux) = (reply.header, reply.aux);
-                    events.push_back(ControlEvent::PeerFrame { peer, header, aux });
+                    let event = ControlEvent::PeerFrame { peer, header, aux };
+                    match &mut self.lists_kept {
+                        Some(kept) if header.opcode == Opcode::WrittenSince => kept.push(event),
+                        _ => events.push_back(event),
+                    }
                 }
             }
             ControlAction::Order(lane, order) => {
                 let report = match &order {
-                    LaneOrder::Prepare { epoch, .. } => {
-                        Some(LaneReport::Prepared { epoch: *epoch })
-                    }
+                    LaneOrder::Prepare { epoch, .. } => Some(LaneReport::Prepared {
+                        epoch: *epoch,
+                        behind: Vec::new(),
+                    }),
                     LaneOrder::Install { epoch, .. } => {
                         Some(LaneReport::Installed { epoch: *epoch })
                     }
@@ -178,10 +189,12 @@ impl World {
                 self.pulls
                     .push((peer, header.chunk, Pull::decode(aux).unwrap()));
                 let sectors_copied = u32::from(self.differ.remove(&header.chunk));
+                let source = Pull::decode(aux).unwrap().source;
+                let bad = self.bad.contains(&(source, header.chunk));
                 Pulled {
                     sectors_compared: 1024,
                     sectors_copied,
-                    sectors_bad: 0,
+                    sectors_bad: u32::from(bad),
                 }
                 .encode()
             }
@@ -587,7 +600,10 @@ fn a_barrier_waits_for_every_lane() {
     world.lane_stuck = false;
     world.event(ControlEvent::Lane(
         LaneId(0),
-        LaneReport::Prepared { epoch },
+        LaneReport::Prepared {
+            epoch,
+            behind: Vec::new(),
+        },
     ));
     let last = world.orders.last().cloned();
     let Some(LaneOrder::Install { config, .. }) = last else {
@@ -677,4 +693,85 @@ fn a_write_that_failed_halfway_gets_a_new_token_and_its_chunk_reconciled() {
     world.pass(Duration::from_secs(1));
     assert!(world.core.is_reconciled());
     assert!(world.pulls.iter().all(|(_, pulled, _)| *pulled == chunk));
+}
+
+/// The answers of a job that was given up came late: they must not fill another one.
+#[test]
+fn answers_to_an_earlier_copy_job_do_not_count_for_the_next() {
+    let mut world = World::serving();
+    world.up.insert(PEER_C);
+    world.lists_kept = Some(Vec::new());
+    world.map = committed(transition::add_location(&world.map, ALL, C).unwrap());
+    world.event(ControlEvent::MapChanged);
+    world.pass(Duration::from_millis(100));
+    let late = world.lists_kept.replace(Vec::new()).unwrap();
+    assert!(!late.is_empty(), "the first job asked for lists");
+    world.event(ControlEvent::PeerDown { peer: PEER_C });
+    world.restore(PEER_C, 1);
+    world.pass(Duration::from_secs(2));
+    assert!(
+        !world.lists_kept.as_ref().unwrap().is_empty(),
+        "so did the second"
+    );
+    for _ in 0..3 {
+        for event in &late {
+            let ControlEvent::PeerFrame { peer, header, aux } = event else {
+                unreachable!()
+            };
+            let (peer, header, aux) = (*peer, *header, aux.clone());
+            world.event(ControlEvent::PeerFrame { peer, header, aux });
+        }
+    }
+    assert_eq!(world.state(C), Some(ReplicaState::Joining));
+    for event in world.lists_kept.take().unwrap() {
+        world.event(event);
+    }
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.state(C), Some(ReplicaState::InSync));
+}
+
+/// A bad sector at the source is not copied; the target without it is not equal to what is good elsewhere.
+#[test]
+fn a_chunk_that_is_bad_at_one_source_is_copied_from_another_and_repaired() {
+    let mut world = World::serving();
+    world.up.insert(PEER_C);
+    let chunk = ChunkIndex(2);
+    world.written.insert(PEER_A, vec![chunk]);
+    world.written.insert(PEER_B, vec![chunk]);
+    world.bad = [(A, chunk), (B, chunk)].into();
+    world.map = committed(transition::add_location(&world.map, ALL, C).unwrap());
+    world.event(ControlEvent::MapChanged);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(
+        world.state(C),
+        Some(ReplicaState::Joining),
+        "bad everywhere"
+    );
+    world.bad = [(A, chunk)].into();
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.state(C), Some(ReplicaState::InSync));
+    let repaired = |(peer, pulled, pull): &(PeerIndex, ChunkIndex, Pull)| {
+        (*peer, *pulled, pull.mode, pull.source) == (PEER_A, chunk, PullMode::Repair, B)
+    };
+    assert!(world.pulls.iter().any(repaired));
+}
+
+/// What the source got after the ceiling is not copied: it must have reached the target by itself before
+/// that one counts as in-sync, or the target has neither it nor what it replaces.
+#[test]
+fn a_filled_replica_is_promoted_only_when_writes_under_way_have_ended() {
+    let seq = Arc::new(SharedSeq::default());
+    let mut world = World::new(fresh());
+    world.core = ControlCore::new(ControlConfig::new(VOLUME, holder()), Arc::clone(&seq));
+    world.event(ControlEvent::Start);
+    world.event(ControlEvent::LaneAdded(LaneId(0)));
+    world.up.insert(PEER_C);
+    let write = seq.take(LaneId(0), None);
+    world.map = committed(transition::add_location(&world.map, ALL, C).unwrap());
+    world.event(ControlEvent::MapChanged);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.state(C), Some(ReplicaState::Joining));
+    seq.ended(LaneId(0), write, None);
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.state(C), Some(ReplicaState::InSync));
 }

@@ -10,8 +10,13 @@ use std::time::Duration;
 use ukai_meta::transition;
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::SECTOR_BYTES;
-use ukai_proto::message::crc_table;
-use ukai_proto::{ChunkIndex, Flags, Header, Opcode, Seq, Status};
+use ukai_proto::message::{append_seqs, crc_table};
+use ukai_proto::{ChunkIndex, Flags, Header, NodeId, Opcode, Seq, Status};
+
+fn prepared(epoch: u64, behind: &[NodeId]) -> LaneReport {
+    let behind = behind.to_vec();
+    LaneReport::Prepared { epoch, behind }
+}
 
 struct Bench {
     lane: LaneCore,
@@ -168,14 +173,14 @@ fn a_lost_node_holds_acks_until_a_configuration_without_it() {
         lost: vec![],
     });
     assert!(
-        !bench.reports().contains(&LaneReport::Prepared { epoch: 2 }),
+        !bench.reports().contains(&prepared(2, &[B])),
         "B is waited for"
     );
     bench.order(LaneOrder::Prepare {
         epoch: 2,
         lost: vec![B],
     });
-    assert!(bench.reports().contains(&LaneReport::Prepared { epoch: 2 }));
+    assert!(bench.reports().contains(&prepared(2, &[B])));
     bench.write(1, 1);
     assert_eq!(
         (bench.sent().len(), bench.completed()),
@@ -437,7 +442,8 @@ fn an_old_generation_waits_for_the_next_installation() {
         epoch: 2,
         lost: vec![],
     });
-    assert_eq!(bench.reports(), [LaneReport::Prepared { epoch: 2 }]);
+    // A has not got the write: it is no source for copies, and may lack it if it is lost now.
+    assert_eq!(bench.reports(), [prepared(2, &[A])]);
     bench.order(LaneOrder::Install {
         epoch: 2,
         config: config(attached()),
@@ -524,7 +530,13 @@ fn what_is_not_reconciled_is_touched_only_after_control_said_so() {
     // A barrier does not wait for what waits for control.
     let (epoch, lost) = (3, Vec::new());
     bench.order(LaneOrder::Prepare { epoch, lost });
-    assert_eq!(bench.reports(), [LaneReport::Prepared { epoch }]);
+    assert_eq!(
+        bench.reports(),
+        [LaneReport::Prepared {
+            epoch,
+            behind: vec![A, B]
+        }]
+    );
     let chunks = vec![chunk];
     bench.order(LaneOrder::Reconciled { chunks });
     assert_eq!(bench.sent().len(), 3);
@@ -566,4 +578,55 @@ fn under_a_new_token_everything_unfinished_is_sent_to_every_replica_again() {
     bench.answer(&again[0], Status::Ok);
     bench.answer(&again[1], Status::Ok);
     assert_eq!(bench.completed(), [(0, Ok(()))]);
+}
+
+#[test]
+fn what_a_new_generation_overtook_is_sent_again_at_once() {
+    let mut bench = Bench::new();
+    bench.write(0, 0);
+    let sent = bench.sent();
+    let newer = committed(transition::mark_stale(&attached(), &[B]).unwrap());
+    bench.order(LaneOrder::Install {
+        epoch: 2,
+        config: config(newer),
+    });
+    bench.sent();
+    bench.answer(&sent[0], Status::StaleMap);
+    let again = bench.sent();
+    assert_eq!(again.len(), 1);
+    assert!(again[0].1.generation > sent[0].1.generation);
+}
+
+/// The highest sequence number of several sectors says nothing about the others.
+#[test]
+fn a_read_of_several_sectors_waits_for_each_write_that_it_shows() {
+    let mut bench = Bench::new();
+    bench.write(0, 8);
+    let older = bench.sent();
+    bench.write(1, 9);
+    for sent in bench.sent() {
+        bench.answer(&sent, Status::Ok);
+    }
+    assert_eq!(bench.completed(), [(1, Ok(()))]);
+    bench.answer(&older[0], Status::Ok);
+    let (first, second) = (older[0].1.seq, Seq(older[0].1.seq.0 + 1));
+    bench.guest(2, GuestOp::Read, 8, 2);
+    let data = vec![0; 2 * SECTOR_BYTES];
+    let crc = crc32c(&data[..SECTOR_BYTES]);
+    for told in [false, true] {
+        let read = bench.sent();
+        let (peer, header) = read[0];
+        let mut reply = header.reply(Status::Ok);
+        reply.seq = second;
+        reply.flags = reply.flags.with(Flags::DATA);
+        let mut aux = crc_table(0, [crc, crc].into_iter());
+        append_seqs(&mut aux, [first, second].into_iter());
+        let (now, out) = (bench.now, &mut bench.out);
+        bench.lane.peer_frame(now, peer, &reply, &aux, &data, out);
+        assert_eq!(bench.completed().len(), usize::from(told));
+        if !told {
+            bench.answer(&older[1], Status::Ok);
+            assert_eq!(bench.completed(), [(0, Ok(()))]);
+        }
+    }
 }

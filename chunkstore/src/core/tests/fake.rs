@@ -90,9 +90,12 @@ impl FakeStore {
                     };
                 }
                 let crcs = states.iter().map(|state| state.crc).collect();
-                let newest = states.iter().map(|state| state.version).max();
-                let newest = newest.unwrap_or(Version::ZERO);
-                return StoreReply::Read { newest, crcs, data };
+                let versions = states.iter().map(|state| state.version).collect();
+                return StoreReply::Read {
+                    versions,
+                    crcs,
+                    data,
+                };
             }
             StoreRequest::ReadVersioned(range) => {
                 let (states, data) = self.read(&range);

@@ -118,7 +118,7 @@ impl ControlCore {
             seen.in_sync_at = Some(now);
         }
         self.seq.set_doubted(!self.intents.is_empty());
-        self.install(now, out);
+        self.install(now, &BTreeSet::new(), out);
         self.note_whole(&BTreeSet::new());
         let head = &Arc::clone(self.map()).head;
         out.push(ControlAction::Ready(Presented {

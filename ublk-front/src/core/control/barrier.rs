@@ -22,6 +22,8 @@ pub(super) struct Barrier {
     epoch: u64,
     /// Nodes whose answers lanes were told not to wait for.
     lost: BTreeSet<NodeId>,
+    /// Nodes that do not have every write sent before it.
+    behind: BTreeSet<NodeId>,
 }
 
 impl ControlCore {
@@ -44,7 +46,10 @@ impl ControlCore {
         }
     }
 
-    pub(super) fn lane_prepared(&mut self, lane: LaneId, epoch: u64) {
+    pub(super) fn lane_prepared(&mut self, lane: LaneId, epoch: u64, behind: Vec<NodeId>) {
+        if let Some(barrier) = self.barrier.as_mut().filter(|b| b.epoch == epoch) {
+            barrier.behind.extend(behind);
+        }
         if let Some(state) = self.lanes.get_mut(&lane) {
             state.prepared = state.prepared.max(epoch);
         }
@@ -65,6 +70,7 @@ impl ControlCore {
             self.barrier = Some(Barrier {
                 epoch: self.epoch,
                 lost: self.unreachable_for_lanes(),
+                behind: BTreeSet::new(),
             });
             self.order_prepare(out);
         }
@@ -84,9 +90,12 @@ impl ControlCore {
         let epoch = self.epoch;
         let drained = self.lanes.values().all(|lane| lane.prepared == epoch);
         if drained && self.renewal_is_over(now) {
-            let lost = self.barrier.take().map(|barrier| barrier.lost);
-            let lost = lost.unwrap_or_default();
-            self.install(now, out);
+            let barrier = self.barrier.take();
+            let lost: BTreeSet<NodeId> = barrier
+                .into_iter()
+                .flat_map(|barrier| barrier.lost.into_iter().chain(barrier.behind))
+                .collect();
+            self.install(now, &lost, out);
             self.ceiling_is_whole = !lost.iter().any(|node| self.is_source(*node));
             self.note_whole(&lost);
         }
@@ -154,9 +163,14 @@ impl ControlCore {
     }
 
     /// All lanes are drained: everything in flight has ended on every node that is not lost.
-    pub(super) fn install(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+    pub(super) fn install(
+        &mut self,
+        now: Now,
+        lost: &BTreeSet<NodeId>,
+        out: &mut Vec<ControlAction>,
+    ) {
         self.learn_nodes(now, out);
-        self.preference = self.preferred();
+        self.preference = self.preferred(lost);
         let mut config = LaneConfig::new(
             Arc::clone(self.map()),
             Arc::clone(&self.peers),

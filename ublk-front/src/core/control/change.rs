@@ -178,7 +178,7 @@ impl ControlCore {
             let released = self.seen.entry(node).or_default().released.clone();
             let left: Vec<_> = self
                 .peers_of(node)
-                .filter(|peer| !released.contains(peer))
+                .filter(|peer| released.get(peer) != Some(&range))
                 .collect();
             if left.is_empty() {
                 let update = transition::drop_leaving(self.map(), range, node);
@@ -186,10 +186,10 @@ impl ControlCore {
             }
             for peer in left {
                 let asked = self.requests.on_peer(peer, |want| {
-                    matches!(want, super::request::Want::Release(_))
+                    matches!(want, super::request::Want::Release(..))
                 });
                 if !asked {
-                    self.ask_release(now, peer, &[range], out);
+                    self.ask_release(now, peer, range, out);
                 }
             }
         }
@@ -217,6 +217,7 @@ impl ControlCore {
             }
             MetaOutcome::Committed(map) => {
                 self.map = Some(Arc::new(*map));
+                self.trim_sync();
                 self.committed(now, purpose, out);
             }
             MetaOutcome::NoVolume => self.end(Err(ControlError::NoVolume), out),
@@ -275,6 +276,7 @@ impl ControlCore {
             );
         }
         self.map = Some(Arc::new(map));
+        self.trim_sync();
         if attached {
             if renewed {
                 self.token_renewed(now, out);

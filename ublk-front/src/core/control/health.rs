@@ -7,6 +7,7 @@ use crate::core::config::{Heard, NodeEntry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use ukai_proto::message::ChunkRange;
 use ukai_proto::{ChunkIndex, Generation, Incarnation, NodeId, Opcode, ShardIndex, Status};
 
 /// Between questions whether a node admits our token still: often enough that one lost answer does not
@@ -40,7 +41,9 @@ pub(super) struct NodeSeen {
     /// Open intents that its fence replies listed.
     pub(super) intents: BTreeSet<ChunkIndex>,
     /// Shards that have deleted the replicas that leave.
-    pub(super) released: BTreeSet<PeerIndex>,
+    pub(super) released: BTreeMap<PeerIndex, ChunkRange>,
+    /// A FENCE that it refused is not asked again before this.
+    pub(super) fence_after: Now,
     /// Since when it is in sync, and how often in a row it was lost soon after.
     pub(super) in_sync_at: Option<Now>,
     pub(super) flaps: u32,
@@ -143,6 +146,34 @@ impl ControlCore {
         }
     }
 
+    /// It does not take part: whoever waits for its fence must go on without it.
+    pub(super) fn fence_refused(
+        &mut self,
+        now: Now,
+        node: NodeId,
+        status: Status,
+        out: &mut Vec<ControlAction>,
+    ) {
+        // A connection that broke is told by itself.
+        if matches!(
+            status,
+            Status::PeerFailed | Status::StaleToken | Status::Busy
+        ) {
+            return;
+        }
+        let name = self.name(node);
+        self.note(format!("node {name} cannot be fenced: {status}"), out);
+        let counts = self.is_serving() && self.is_active(node);
+        let seen = self.seen.entry(node).or_default();
+        seen.fence_after = now.after(self.config.retry);
+        if counts {
+            seen.failed = Some(status);
+        }
+        if self.sync.as_ref().is_some_and(|sync| sync.node == node) {
+            self.sync_failed(now, out);
+        }
+    }
+
     /// The node admitted our token when it was asked at that time, or later.
     pub(super) fn heard(&self, node: NodeId, asked: Now) {
         if let Some(entry) = self.nodes.iter().find(|entry| entry.node == node) {
@@ -181,7 +212,9 @@ impl ControlCore {
     pub(super) fn fence_node(&mut self, now: Now, node: NodeId, out: &mut Vec<ControlAction>) {
         for peer in self.peers_of(node) {
             let seen = self.seen.entry(node).or_default();
-            let due = seen.up.contains_key(&peer) && !seen.fenced.contains_key(&peer);
+            let due = seen.up.contains_key(&peer)
+                && !seen.fenced.contains_key(&peer)
+                && now >= seen.fence_after;
             if due
                 && !self
                     .requests
@@ -296,7 +329,7 @@ impl ControlCore {
         self.ask_leases(now, out);
         if now.since(self.preference_at) > PREFER_EVERY && self.doubtful().is_empty() {
             self.preference_at = now;
-            let preferred = self.preferred();
+            let preferred = self.preferred(&BTreeSet::new());
             if preferred != self.preference && self.gains(&preferred) {
                 self.preference = preferred;
                 self.reinstall = true;
@@ -332,8 +365,9 @@ impl ControlCore {
 
     /// Nodes best first: reachable before doubtful (reads may move to a replica that has answered
     /// everything, never to one that has not), own host first, then by round trip.
-    pub(super) fn preferred(&self) -> Vec<NodeId> {
-        let doubtful = self.doubtful();
+    pub(super) fn preferred(&self, behind: &BTreeSet<NodeId>) -> Vec<NodeId> {
+        let mut doubtful = self.doubtful();
+        doubtful.extend(behind);
         let mut nodes: Vec<NodeId> = self.nodes.iter().map(|entry| entry.node).collect();
         nodes.sort_by_key(|node| {
             let here = self

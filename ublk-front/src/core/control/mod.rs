@@ -148,6 +148,7 @@ pub struct ControlCore {
     /// Since when all nodes that count are fenced.
     fenced_since: Option<Now>,
     sync: Option<sync::Sync>,
+    syncs: u64,
     sync_retry_at: BTreeMap<NodeId, Now>,
     repairs: VecDeque<(NodeId, ChunkIndex, SectorInChunk)>,
     repairs_out: usize,
@@ -193,6 +194,7 @@ impl ControlCore {
             predecessor_may_read: false,
             fenced_since: None,
             sync: None,
+            syncs: 0,
             sync_retry_at: BTreeMap::new(),
             repairs: VecDeque::new(),
             repairs_out: 0,
@@ -271,7 +273,7 @@ impl ControlCore {
             LaneReport::Abandoned { chunk } => self.abandoned(chunk),
             LaneReport::StaleMap => self.reload_wanted = true,
             LaneReport::Fenced => self.end(Err(ControlError::Fenced), out),
-            LaneReport::Prepared { epoch } => self.lane_prepared(lane, epoch),
+            LaneReport::Prepared { epoch, behind } => self.lane_prepared(lane, epoch, behind),
             LaneReport::Installed { epoch } => {
                 if let Some(state) = self.lanes.get_mut(&lane) {
                     state.installed = epoch;

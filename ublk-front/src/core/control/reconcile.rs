@@ -10,7 +10,7 @@ use super::request::Want;
 use crate::core::api::{ControlAction, LaneOrder, Now};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use ukai_proto::message::Pulled;
+use ukai_proto::message::{PullMode, Pulled};
 use ukai_proto::{ChunkIndex, NodeId, SectorInChunk, Status};
 
 /// Chunks reconciled at a time: enough to keep disks busy, few enough to keep nodes responsive.
@@ -83,7 +83,7 @@ impl ControlCore {
         for target in replicas {
             for source in replicas.iter().filter(|source| *source != target) {
                 let peer = self.peer_of(*target, chunk);
-                let pull = self.pull_from(*source, chunk, false);
+                let pull = self.pull_from(*source, chunk, (PullMode::Newer, self.ceiling));
                 if let (Some(peer), Some(pull)) = (peer, pull) {
                     let want = Want::Reconcile { chunk };
                     self.ask_pull(now, peer, chunk, range, &pull, want, out);

@@ -4,8 +4,10 @@ use super::ControlCore;
 use crate::core::api::{ControlAction, ControlError, Now, PeerIndex};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use ukai_proto::message::{ChunkRange, Pull, chunk_ranges, read_chunk_list};
-use ukai_proto::{ChunkIndex, Flags, Frame, Header, NodeId, Opcode, SectorInChunk, Seq, Status};
+use ukai_proto::message::{ChunkRange, Pull, PullMode, chunk_ranges, read_chunk_list};
+use ukai_proto::{
+    ChunkIndex, Flags, Frame, Header, NodeId, Opcode, SectorInChunk, Seq, Status, Version,
+};
 
 /// Requests that a node leaves unanswered longer are given up (the connection is likely dead).
 const ANSWER_MAX: Duration = Duration::from_secs(20);
@@ -25,18 +27,22 @@ pub(super) enum Want {
     },
     /// Chunks to copy, of one source shard.
     List {
+        job: u64,
         source: NodeId,
     },
     /// A copy of one chunk.
     Copy {
+        job: u64,
         chunk: ChunkIndex,
     },
     /// What was copied is durable at the target.
-    SyncFlush,
+    SyncFlush {
+        job: u64,
+    },
     /// Repair of one sector.
     Repair,
     /// Replicas deleted on a node.
-    Release(NodeId),
+    Release(NodeId, ChunkRange),
     /// Detach: flush, then settle.
     Flush,
     Settle,
@@ -128,7 +134,10 @@ impl ControlCore {
     ) {
         let want = Want::Fence(self.node_of(peer));
         let last = self.seq.last();
+        // Not the map's generation, if lanes do not run under it yet: the node would refuse them.
+        let installed = self.installed.as_ref().map(|config| config.generation);
         let edit = |header: &mut Header| {
+            header.generation = installed.unwrap_or(header.generation);
             header.chunk = start;
             header.seq = last;
             Vec::new()
@@ -158,15 +167,15 @@ impl ControlCore {
         &mut self,
         now: Now,
         peer: PeerIndex,
-        ranges: &[ChunkRange],
+        range: ChunkRange,
         out: &mut Vec<ControlAction>,
     ) {
-        let want = Want::Release(self.node_of(peer));
+        let want = Want::Release(self.node_of(peer), range);
         self.ask(
             now,
             peer,
             Opcode::Release,
-            |_| chunk_ranges(ranges),
+            |_| chunk_ranges(&[range]),
             want,
             out,
         );
@@ -180,7 +189,11 @@ impl ControlCore {
         want: Want,
         out: &mut Vec<ControlAction>,
     ) {
-        let announced = self.seq.announced();
+        // A node that is being filled keeps its intents: they tell what to compare.
+        let announced = match self.map().health(self.node_of(peer)) {
+            None => self.seq.announced(),
+            Some(_) => Seq(0),
+        };
         let edit = |header: &mut Header| {
             header.seq = if opcode == Opcode::Settled {
                 announced
@@ -197,7 +210,7 @@ impl ControlCore {
         &self,
         source: NodeId,
         chunk: ChunkIndex,
-        mirror: bool,
+        (mode, ceiling): (PullMode, Version),
     ) -> Option<Pull> {
         let peer = self.peer_of(source, chunk)?;
         let peer = &self.peers[peer.0 as usize];
@@ -206,12 +219,8 @@ impl ControlCore {
             source,
             source_boot: entry.incarnation?.boot,
             source_shard_count: peer.shard_count,
-            mode: if mirror {
-                ukai_proto::message::PullMode::Mirror
-            } else {
-                ukai_proto::message::PullMode::Newer
-            },
-            ceiling: self.ceiling,
+            mode,
+            ceiling,
             addresses: peer.addresses.iter().take(4).cloned().collect(),
         })
     }
@@ -296,7 +305,10 @@ impl ControlCore {
     ) {
         match waiting.want {
             Want::Fence(node) => {
-                let Ok(aux) = result else { return };
+                let aux = match result {
+                    Ok(aux) => aux,
+                    Err(status) => return self.fence_refused(now, node, status, out),
+                };
                 self.round_trip(node, now.since(waiting.sent));
                 let Ok(chunks) = read_chunk_list(aux) else {
                     self.note(
@@ -333,13 +345,17 @@ impl ControlCore {
             }
             Want::Adopt | Want::Flush | Want::Settle => {}
             Want::Reconcile { chunk } => self.reconciled(now, chunk, result, out),
-            Want::List { source } => self.listed(now, peer, source, result, header, out),
-            Want::Copy { chunk } => self.chunk_copied(now, chunk, result, out),
-            Want::SyncFlush => self.target_flushed(now, result.is_ok(), out),
+            // Answers to an earlier job say nothing about the present one.
+            Want::List { job, .. } | Want::Copy { job, .. } | Want::SyncFlush { job }
+                if !self.is_sync_job(job) => {}
+            Want::List { source, .. } => self.listed(now, peer, source, result, header, out),
+            Want::Copy { chunk, .. } => self.chunk_copied(now, chunk, result, out),
+            Want::SyncFlush { .. } => self.target_flushed(now, result.is_ok(), out),
             Want::Repair => self.repairs_out = self.repairs_out.saturating_sub(1),
-            Want::Release(node) => {
+            Want::Release(node, range) => {
                 if result.is_ok() {
-                    self.seen.entry(node).or_default().released.insert(peer);
+                    let seen = self.seen.entry(node).or_default();
+                    seen.released.insert(peer, range);
                 }
             }
         }

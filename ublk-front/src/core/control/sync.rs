@@ -10,8 +10,10 @@ use super::request::Want;
 use crate::core::api::{ControlAction, Now, PeerIndex};
 use std::collections::{BTreeMap, BTreeSet};
 use ukai_meta::{NodeHealth, ReplicaState};
-use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, read_chunk_list};
-use ukai_proto::{ChunkIndex, Flags, Generation, Header, NodeId, Opcode, SectorInChunk, Status};
+use ukai_proto::message::{ChunkRange, PullMode, Pulled, read_chunk_list};
+use ukai_proto::{
+    ChunkIndex, Flags, Generation, Header, NodeId, Opcode, SectorInChunk, Seq, Status, Version,
+};
 
 /// Chunks copied at a time.
 const COPY_WINDOW: usize = 4;
@@ -32,6 +34,10 @@ pub(super) enum Stage {
     Listing { left: usize },
     /// Copying.
     Copying,
+    /// Writes up to `last` have yet to end. Copies leave out what the source got after the ceiling, since
+    /// it is on its way to the target too; but until it is there, the target has neither it nor what it
+    /// replaces.
+    Settling { last: Seq },
     /// FLUSH on all shards of the target: the guest's earlier flushes covered what was copied (I10).
     Flushing { left: usize },
     /// The transaction "in-sync" is due.
@@ -40,9 +46,13 @@ pub(super) enum Stage {
 
 #[derive(Debug)]
 pub(super) struct Sync {
+    /// Tells its requests from those of earlier jobs.
+    job: u64,
     pub(super) node: NodeId,
     pub(super) stage: Stage,
     since: Generation,
+    /// Writes at or below it had reached every source when the job began.
+    ceiling: Version,
     /// Joining at its start by the map itself (not by health): what may be promoted.
     ranges: Vec<ChunkRange>,
     todo: BTreeSet<ChunkIndex>,
@@ -61,9 +71,11 @@ pub(super) struct Sync {
 impl Sync {
     fn new(node: NodeId, stage: Stage) -> Self {
         Self {
+            job: 0,
             node,
             stage,
             since: Generation(0),
+            ceiling: Version::ZERO,
             ranges: Vec::new(),
             todo: BTreeSet::new(),
             redo: BTreeSet::new(),
@@ -82,6 +94,10 @@ impl ControlCore {
     pub(super) fn drive_sync(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         if self.sync.is_none() {
             self.sync = self.next_sync(now);
+            if let Some(sync) = &mut self.sync {
+                self.syncs += 1;
+                sync.job = self.syncs;
+            }
         }
         let Some(sync) = &self.sync else { return };
         let node = sync.node;
@@ -106,6 +122,7 @@ impl ControlCore {
                 }
             }
             Stage::Copying => self.copy_more(now, out),
+            Stage::Settling { last } => self.flush_target(now, last, out),
             Stage::Begin | Stage::Listing { .. } | Stage::Flushing { .. } | Stage::Finish => {}
         }
     }
@@ -168,23 +185,26 @@ impl ControlCore {
             return;
         }
         let peers: Vec<(NodeId, PeerIndex)> = sources
-            .into_iter()
+            .iter()
+            .copied()
             // Its own too: what only it has (an earlier life at this node, a write that a dead front
             // sent nowhere else) must go, and no source would name it.
             .chain([node])
             .flat_map(|source| self.peers_of(source).map(move |peer| (source, peer)))
             .collect();
-        // What a dead front may have left only there.
-        let own = self
-            .seen
-            .get(&node)
-            .map(|seen| seen.intents.clone())
-            .unwrap_or_default();
+        // What a dead front may have left only there, and what a source may have lost.
+        let open = sources.iter().chain([&node]);
+        let open: BTreeSet<ChunkIndex> = open
+            .filter_map(|node| self.seen.get(node))
+            .flat_map(|seen| seen.intents.iter().copied())
+            .collect();
+        let ceiling = self.ceiling;
         let Some(sync) = &mut self.sync else { return };
         sync.since = since;
         sync.ranges = ranges;
         sync.stage = Stage::Listing { left: peers.len() };
-        for chunk in own {
+        sync.ceiling = ceiling;
+        for chunk in open {
             Self::add_candidate(&map, sync, chunk);
         }
         for (source, peer) in peers {
@@ -208,6 +228,7 @@ impl ControlCore {
         start: ChunkIndex,
         out: &mut Vec<ControlAction>,
     ) {
+        let job = self.sync.as_ref().map_or(0, |sync| sync.job);
         let edit = |header: &mut Header| {
             header.generation = since;
             header.chunk = start;
@@ -218,7 +239,7 @@ impl ControlCore {
             peer,
             Opcode::WrittenSince,
             edit,
-            Want::List { source },
+            Want::List { job, source },
             out,
         );
     }
@@ -287,8 +308,9 @@ impl ControlCore {
                 .in_sync(chunk)
                 .filter(|source| !doubtful.contains(source) && !bad.contains(&(chunk, *source)))
                 .min_by_key(|source| preference.iter().position(|n| n == source));
+            let (job, how) = (sync.job, (PullMode::Mirror, sync.ceiling));
             let target = self.peer_of(node, chunk);
-            let pull = source.and_then(|source| self.pull_from(source, chunk, true));
+            let pull = source.and_then(|source| self.pull_from(source, chunk, how));
             let (Some(source), Some(target), Some(pull)) = (source, target, pull) else {
                 self.sync_failed(now, out); // no source is up, or none is whole
                 return;
@@ -298,7 +320,8 @@ impl ControlCore {
             }
             let count = u16::try_from(map.chunk_sectors()).unwrap_or(u16::MAX);
             let range = (SectorInChunk(0), count);
-            self.ask_pull(now, target, chunk, range, &pull, Want::Copy { chunk }, out);
+            let want = Want::Copy { job, chunk };
+            self.ask_pull(now, target, chunk, range, &pull, want, out);
         }
     }
 
@@ -322,6 +345,12 @@ impl ControlCore {
                 if pulled.sectors_copied > 0 {
                     sync.redo.insert(chunk);
                 }
+                if pulled.sectors_bad > 0 {
+                    // Not equal to what is good somewhere: from another source, if there is one.
+                    sync.bad.insert((chunk, source));
+                    sync.redo.remove(&chunk);
+                    sync.todo.insert(chunk);
+                }
                 self.copied.sectors_copied = self
                     .copied
                     .sectors_copied
@@ -332,10 +361,10 @@ impl ControlCore {
                     sync.redo.remove(&chunk);
                     sync.todo.insert(chunk);
                     let bad = pulled.sectors_bad;
-                    self.note(
-                        format!("chunk {chunk}: {bad} sectors are bad at the source"),
-                        out,
-                    );
+                    let name = self.name(source);
+                    let text = format!("chunk {chunk}: {bad} sectors are bad on node {name}");
+                    self.note(text, out);
+                    self.repair_chunk(now, chunk, source, out);
                 }
             }
             failed => {
@@ -362,12 +391,9 @@ impl ControlCore {
     fn pass_over(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         let Some(sync) = &mut self.sync else { return };
         if sync.redo.is_empty() {
-            let node = sync.node;
-            let peers: Vec<PeerIndex> = self.peers_of(node).collect();
-            self.sync_stage(Stage::Flushing { left: peers.len() });
-            for peer in peers {
-                self.ask_plain(now, peer, Opcode::Flush, Want::SyncFlush, out);
-            }
+            let last = self.seq.last();
+            self.sync_stage(Stage::Settling { last });
+            self.flush_target(now, last, out);
             return;
         }
         sync.passes += 1;
@@ -377,6 +403,20 @@ impl ControlCore {
         }
         sync.todo = std::mem::take(&mut sync.redo);
         self.copy_more(now, out);
+    }
+
+    /// The target has what the copies left out: all that is left is to make it durable there.
+    fn flush_target(&mut self, now: Now, last: Seq, out: &mut Vec<ControlAction>) {
+        let Some(sync) = &self.sync else { return };
+        if self.seq.settled() < last {
+            return;
+        }
+        let (node, job) = (sync.node, sync.job);
+        let peers: Vec<PeerIndex> = self.peers_of(node).collect();
+        self.sync_stage(Stage::Flushing { left: peers.len() });
+        for peer in peers {
+            self.ask_plain(now, peer, Opcode::Flush, Want::SyncFlush { job }, out);
+        }
     }
 
     pub(super) fn target_flushed(&mut self, now: Now, done: bool, out: &mut Vec<ControlAction>) {
@@ -395,20 +435,24 @@ impl ControlCore {
     /// were not joining when it began were not filled by it.
     pub(super) fn promotable(&self) -> Option<ChunkRange> {
         let sync = self.sync.as_ref()?;
-        let now_joining = self
+        let joining = self
             .map()
             .stored_ranges_of(sync.node, ReplicaState::Joining);
-        let overlap = now_joining.iter().find_map(|range| {
-            sync.ranges.iter().find_map(|filled| {
-                let start = range.start.max(filled.start).0;
-                let end = (range.start.0 + range.count).min(filled.start.0 + filled.count);
-                (start < end).then(|| ChunkRange {
-                    start: ChunkIndex(start),
-                    count: end - start,
-                })
-            })
-        })?;
+        let overlap = common(&joining, &sync.ranges).next()?;
         self.map().batches(overlap).into_iter().next()
+    }
+
+    /// A new map: what is not joining any more is not filled by the job, should it be joining again later.
+    pub(super) fn trim_sync(&mut self) {
+        let (Some(sync), Some(map)) = (&mut self.sync, &self.map) else {
+            return;
+        };
+        let joining = map.stored_ranges_of(sync.node, ReplicaState::Joining);
+        sync.ranges = common(&joining, &sync.ranges).collect();
+    }
+
+    pub(super) fn is_sync_job(&self, job: u64) -> bool {
+        self.sync.as_ref().is_some_and(|sync| sync.job == job)
     }
 
     pub(super) fn sync_committed(&mut self, now: Now, node: NodeId, out: &mut Vec<ControlAction>) {
@@ -453,6 +497,25 @@ impl ControlCore {
         self.sync_retry_at.insert(sync.node, at);
     }
 
+    /// What is bad on a node is taken from another in-sync one, if there is one.
+    fn repair_chunk(
+        &mut self,
+        now: Now,
+        chunk: ChunkIndex,
+        bad: NodeId,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let good = self.map().in_sync(chunk).find(|node| *node != bad);
+        let how = (PullMode::Repair, self.ceiling);
+        let pull = good.and_then(|good| self.pull_from(good, chunk, how));
+        if let (Some(peer), Some(pull)) = (self.peer_of(bad, chunk), pull) {
+            let count = u16::try_from(self.map().chunk_sectors()).unwrap_or(u16::MAX);
+            let range = (SectorInChunk(0), count);
+            self.repairs_out += 1;
+            self.ask_pull(now, peer, chunk, range, &pull, Want::Repair, out);
+        }
+    }
+
     /// One sector at a time: the bad replica takes the good one's content.
     pub(super) fn drive_repairs(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         while self.repairs_out < COPY_WINDOW {
@@ -460,14 +523,28 @@ impl ControlCore {
                 return;
             };
             let source = self.map().in_sync(chunk).find(|source| *source != node);
-            let pull = source.and_then(|source| self.pull_from(source, chunk, false));
             // The guest's newer write may be under way: nothing older may take its place.
-            let mode = PullMode::Repair;
-            let pull = pull.map(|pull| Pull { mode, ..pull });
+            let how = (PullMode::Repair, self.ceiling);
+            let pull = source.and_then(|source| self.pull_from(source, chunk, how));
             if let (Some(peer), Some(pull)) = (self.peer_of(node, chunk), pull) {
                 self.repairs_out += 1;
                 self.ask_pull(now, peer, chunk, (sector, 1), &pull, Want::Repair, out);
             }
         }
     }
+}
+
+/// The parts that both have, in order.
+fn common(one: &[ChunkRange], other: &[ChunkRange]) -> impl Iterator<Item = ChunkRange> {
+    let parts = one.iter().flat_map(move |a| {
+        other.iter().filter_map(move |b| {
+            let start = a.start.max(b.start).0;
+            let end = (a.start.0 + a.count).min(b.start.0 + b.count);
+            (start < end).then(|| ChunkRange {
+                start: ChunkIndex(start),
+                count: end - start,
+            })
+        })
+    });
+    parts.collect::<Vec<_>>().into_iter()
 }

@@ -6,7 +6,7 @@ use crate::core::config::{LaneConfig, NodeSlot};
 use crate::core::piece::{Kind, Target, TargetState};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use ukai_proto::{ChunkIndex, Status};
+use ukai_proto::{ChunkIndex, NodeId, Status};
 
 impl LaneCore {
     /// Tells control once that everything in flight has ended or waits only for lost nodes.
@@ -42,11 +42,26 @@ impl LaneCore {
             })
         });
         if drained {
+            let behind = self.behind();
             if let Gate::Preparing { reported, .. } = &mut self.gate {
                 *reported = true;
             }
-            out.push(LaneAction::Report(LaneReport::Prepared { epoch }));
+            out.push(LaneAction::Report(LaneReport::Prepared { epoch, behind }));
         }
+    }
+
+    /// Nodes that have not answered every write.
+    fn behind(&self) -> Vec<NodeId> {
+        let Some(config) = &self.config else {
+            return Vec::new();
+        };
+        let writes = self.pieces.live().filter(|p| p.kind.is_versioned());
+        let targets = writes.flat_map(|piece| &piece.targets);
+        let behind: BTreeSet<NodeId> = targets
+            .filter(|target| target.state != TargetState::Acked)
+            .map(|target| config.nodes[usize::from(target.slot.0)].node)
+            .collect();
+        behind.into_iter().collect()
     }
 
     pub(super) fn install(&mut self, now: Now, config: Arc<LaneConfig>, out: &mut Vec<LaneAction>) {
@@ -61,6 +76,7 @@ impl LaneCore {
         self.gate = Gate::Open;
         let unreconciled = config.unreconciled.iter().map(|chunk| (*chunk, false));
         self.unreconciled = unreconciled.collect();
+        let mut dropped = BTreeSet::new();
         for index in self.pieces.indices() {
             let piece = self.pieces.get_mut(index);
             if !piece.live {
@@ -72,20 +88,18 @@ impl LaneCore {
                 }
             }
             let tried = std::mem::take(&mut piece.tried);
-            let before = piece.targets.first().copied();
+            let before: Vec<Target> = piece.targets.clone();
             Self::aim(piece, &config, &tried);
             piece.tried = tried;
-            let moved = |before: &Target| !piece.targets.iter().any(|t| t.peer == before.peer);
-            if let (Kind::Read, Some(before)) = (piece.kind, before.filter(moved)) {
+            let gone = |before: &&Target| !piece.targets.iter().any(|t| t.peer == before.peer);
+            let gone: Vec<&Target> = before.iter().filter(gone).collect();
+            // A read's payload may be on its way into the guest's buffer, a write's on its way out of it.
+            let sent = gone
+                .iter()
+                .filter(|t| matches!(t.state, TargetState::Sent { .. }));
+            dropped.extend(sent.map(|target| target.peer));
+            if piece.kind == Kind::Read && !gone.is_empty() {
                 self.pieces.renew(index);
-                if let TargetState::Sent { .. } = before.state {
-                    // Part of its payload may be on the way into the guest's buffer.
-                    let why = "its read went to another replica";
-                    out.push(LaneAction::Disconnect {
-                        peer: before.peer,
-                        why,
-                    });
-                }
             }
             let piece = self.pieces.get(index);
             // Control could not do without a replica that failed. (One that it has not judged yet, as this
@@ -115,6 +129,10 @@ impl LaneCore {
                 self.send(now, index, target, out);
             }
             self.check_piece(now, index, out);
+        }
+        for peer in dropped {
+            let why = "it does not count any more and has not answered";
+            out.push(LaneAction::Disconnect { peer, why });
         }
         for index in 0..self.ops.len() {
             let unfinished = self.ops[index]

@@ -176,7 +176,9 @@ impl LaneCore {
             header.count = part.count;
             header.seq = seq;
         }
-        let settled = self.seq.announced().0;
+        // A node that is being filled keeps its intents: they tell what to compare.
+        let in_sync = kind.is_versioned() && config.set_of(part.chunk).read.contains(&slot);
+        let settled = if in_sync { self.seq.announced().0 } else { 0 };
         let mut payload = None;
         let aux = match kind {
             Kind::Write { fua } => {

@@ -268,6 +268,10 @@ impl LaneCore {
                 out.push(LaneAction::Report(LaneReport::StaleMap));
             }
             Status::StaleToken => self.fenced(now, out),
+            // It was overtaken by the news of a configuration that this lane runs under by now.
+            Status::StaleMap if header.generation < self.current().generation => {
+                self.send(now, index, target, out);
+            }
             Status::StaleMap => {
                 self.pieces.get_mut(index).targets[target].state = TargetState::Parked;
                 out.push(LaneAction::Report(LaneReport::StaleMap));

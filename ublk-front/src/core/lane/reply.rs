@@ -5,7 +5,7 @@ use crate::core::api::{GuestError, GuestTag, LaneAction, LaneReport, Now};
 use crate::core::piece::{Kind, Target, TargetState};
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::{SECTOR_BYTES, SEQ_MAX};
-use ukai_proto::message::read_crc_table;
+use ukai_proto::message::{read_crc_table, read_seqs};
 use ukai_proto::{Flags, Header, Seq, Status};
 
 impl LaneCore {
@@ -29,12 +29,23 @@ impl LaneCore {
                 self.refused(now, index, target, Status::BadCrc, header, out);
                 return;
             }
-            if !self.may_tell(now, index, target, header.seq, out) {
+            let unsettled = self.first_in_flight(header, aux);
+            if !self.may_tell(now, index, target, unsettled, out) {
                 return;
             }
         }
         self.pieces.get_mut(index).targets[target].state = TargetState::Acked;
         self.check_piece(now, index, out);
+    }
+
+    /// A write in flight that a READ reply shows.
+    fn first_in_flight(&self, header: &Header, aux: &[u8]) -> Option<Seq> {
+        // A node tells SEQ_MAX for content whose record it lost: its write is sent again.
+        let in_flight = |seq: &Seq| seq.0 >= SEQ_MAX || self.seq.is_in_flight(*seq);
+        match header.count {
+            1 => Some(header.seq).filter(in_flight),
+            count => read_seqs(aux, count)?.find(in_flight),
+        }
     }
 
     /// May the guest be told what was read? Not while a write that it shows is still missing on some
@@ -45,21 +56,22 @@ impl LaneCore {
         now: Now,
         index: u32,
         target: usize,
-        newest: Seq,
+        in_flight: Option<Seq>,
         out: &mut Vec<LaneAction>,
     ) -> bool {
         let config = self.current();
         let piece = self.pieces.get_mut(index);
         let leased = config.may_read(now, piece.part.chunk);
-        if leased && self.seqs.contains(&newest) {
-            piece.targets[target].state = TargetState::Unsettled(newest);
-            self.unsettled.entry(newest).or_default().push(index);
-            return false;
-        }
-        // A node tells SEQ_MAX for content whose record it lost: its write is sent again.
-        let settled = !self.seq.is_in_flight(newest) && newest.0 < SEQ_MAX;
-        if leased && settled {
+        if leased && in_flight.is_none() {
             return true;
+        }
+        if let Some(seq) = in_flight
+            && leased
+            && self.seqs.contains(&seq)
+        {
+            piece.targets[target].state = TargetState::Unsettled(seq);
+            self.unsettled.entry(seq).or_default().push(index);
+            return false;
         }
         // Its state is Unsent. A write of another lane takes about as long as asking again; what takes
         // longer is asked again by every tick.
@@ -221,9 +233,13 @@ impl LaneCore {
             let Some(target) = piece.targets.iter().position(waits).filter(|_| piece.live) else {
                 continue; // it went to another replica meanwhile
             };
-            if done {
+            if done && piece.part.count == 1 {
                 piece.targets[target].state = TargetState::Acked;
                 self.check_piece(now, read, out);
+            } else if done && self.gate == Gate::Open {
+                // Of several sectors others may be in flight still.
+                piece.targets[target].state = TargetState::Unsent;
+                self.send(now, read, target, out);
             } else {
                 piece.targets[target].state = TargetState::Unsent;
                 piece.asked_again = piece.asked_again.saturating_add(1);
