@@ -4,7 +4,7 @@ use super::ControlCore;
 use crate::core::api::{ControlAction, ControlError, Now, PeerIndex};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use ukai_proto::message::{ChunkRange, Pull, PullMode, chunk_ranges, read_chunk_list};
+use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, chunk_ranges, read_chunk_list};
 use ukai_proto::{
     ChunkIndex, Flags, Frame, Header, NodeId, Opcode, SectorInChunk, Seq, Status, Version,
 };
@@ -39,8 +39,14 @@ pub(super) enum Want {
     SyncFlush {
         job: u64,
     },
-    /// Repair of one sector.
-    Repair,
+    /// Repair of what is bad on a node, from `source`.
+    Repair {
+        source: NodeId,
+        chunk: ChunkIndex,
+        range: (SectorInChunk, u16),
+        /// It was asked because the source of another repair was bad.
+        again: bool,
+    },
     /// Replicas deleted on a node.
     Release(NodeId, ChunkRange),
     /// Detach: flush, then settle.
@@ -351,7 +357,22 @@ impl ControlCore {
             Want::List { source, .. } => self.listed(now, peer, source, result, header, out),
             Want::Copy { chunk, .. } => self.chunk_copied(now, chunk, result, out),
             Want::SyncFlush { .. } => self.target_flushed(now, result.is_ok(), out),
-            Want::Repair => self.repairs_out = self.repairs_out.saturating_sub(1),
+            Want::Repair {
+                source,
+                chunk,
+                range,
+                again,
+            } => {
+                self.repairs_out = self.repairs_out.saturating_sub(1);
+                let bad = result.is_ok_and(|aux| {
+                    Pulled::decode(aux).is_ok_and(|pulled| pulled.sectors_bad > 0)
+                });
+                // Once: where all are bad there is nothing to be done.
+                if bad && !again {
+                    let from = self.node_of(peer);
+                    self.repair_range(now, (chunk, range), source, Some(from), out);
+                }
+            }
             Want::Release(node, range) => {
                 if result.is_ok() {
                     let seen = self.seen.entry(node).or_default();

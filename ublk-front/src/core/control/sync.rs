@@ -364,7 +364,9 @@ impl ControlCore {
                     let name = self.name(source);
                     let text = format!("chunk {chunk}: {bad} sectors are bad on node {name}");
                     self.note(text, out);
-                    self.repair_chunk(now, chunk, source, out);
+                    let count = u16::try_from(self.map().chunk_sectors()).unwrap_or(u16::MAX);
+                    let range = (SectorInChunk(0), count);
+                    self.repair_range(now, (chunk, range), source, None, out);
                 }
             }
             failed => {
@@ -497,22 +499,30 @@ impl ControlCore {
         self.sync_retry_at.insert(sync.node, at);
     }
 
-    /// What is bad on a node is taken from another in-sync one, if there is one.
-    fn repair_chunk(
+    /// What is bad on a node is taken from another in-sync one, if there is one. `not_from`: it is bad
+    /// there as well, or was.
+    pub(super) fn repair_range(
         &mut self,
         now: Now,
-        chunk: ChunkIndex,
+        (chunk, range): (ChunkIndex, (SectorInChunk, u16)),
         bad: NodeId,
+        not_from: Option<NodeId>,
         out: &mut Vec<ControlAction>,
     ) {
-        let good = self.map().in_sync(chunk).find(|node| *node != bad);
+        let sources = self.map().in_sync(chunk).filter(|node| *node != bad);
+        let source = sources.min_by_key(|node| Some(*node) == not_from);
+        // The guest's newer write may be under way: nothing older may take its place.
         let how = (PullMode::Repair, self.ceiling);
-        let pull = good.and_then(|good| self.pull_from(good, chunk, how));
+        let pull = source.and_then(|source| self.pull_from(source, chunk, how));
         if let (Some(peer), Some(pull)) = (self.peer_of(bad, chunk), pull) {
-            let count = u16::try_from(self.map().chunk_sectors()).unwrap_or(u16::MAX);
-            let range = (SectorInChunk(0), count);
             self.repairs_out += 1;
-            self.ask_pull(now, peer, chunk, range, &pull, Want::Repair, out);
+            let want = Want::Repair {
+                source: pull.source,
+                chunk,
+                range,
+                again: not_from.is_some(),
+            };
+            self.ask_pull(now, peer, chunk, range, &pull, want, out);
         }
     }
 
@@ -522,14 +532,7 @@ impl ControlCore {
             let Some((node, chunk, sector)) = self.repairs.pop_front() else {
                 return;
             };
-            let source = self.map().in_sync(chunk).find(|source| *source != node);
-            // The guest's newer write may be under way: nothing older may take its place.
-            let how = (PullMode::Repair, self.ceiling);
-            let pull = source.and_then(|source| self.pull_from(source, chunk, how));
-            if let (Some(peer), Some(pull)) = (self.peer_of(node, chunk), pull) {
-                self.repairs_out += 1;
-                self.ask_pull(now, peer, chunk, (sector, 1), &pull, Want::Repair, out);
-            }
+            self.repair_range(now, (chunk, (sector, 1)), node, None, out);
         }
     }
 }
