@@ -431,16 +431,16 @@ mod tests {
         let cluster = MemoryCluster::new();
         let (one, other) = (cluster.session(), cluster.session());
         one.lag();
-        assert!(create(&other, "/ukai/a").is_ok());
-        assert_eq!(one.get("/ukai/a"), Ok(None));
-        assert_eq!(one.list("/ukai"), Ok(Vec::new()));
+        assert!(create(&other, "ukai/a").is_ok());
+        assert_eq!(one.get("ukai/a"), Ok(None));
+        assert_eq!(one.list("ukai"), Ok(Vec::new()));
         one.inject(CommitFault::UnknownLanded);
-        assert_eq!(create(&one, "/ukai/b"), Err(CommitError::Unknown));
-        assert_eq!(one.get("/ukai/b"), Ok(None), "nobody told it");
+        assert_eq!(create(&one, "ukai/b"), Err(CommitError::Unknown));
+        assert_eq!(one.get("ukai/b"), Ok(None), "nobody told it");
         assert!(matches!(
-            create(&one, "/ukai/a"),
+            create(&one, "ukai/a"),
             Err(CommitError::Conflict { .. })
         ));
-        assert!(one.get("/ukai/b").is_ok_and(|value| value.is_some()));
+        assert!(one.get("ukai/b").is_ok_and(|value| value.is_some()));
     }
 }
