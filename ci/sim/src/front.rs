@@ -412,7 +412,7 @@ impl World {
     ) {
         let payload = match (
             &frame.data,
-            self.fronts[front].lanes[lane].read_target(&frame.header),
+            self.fronts[front].lanes[lane].read_target(peer, &frame.header),
         ) {
             (Some(data), Some(part)) if data.len() == part.bytes as usize => {
                 self.buffer(front, lane, part).copy_from_slice(data);

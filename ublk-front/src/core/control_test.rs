@@ -33,6 +33,11 @@ struct World {
     /// Answers to WRITTEN_SINCE are kept here.
     lists_kept: Option<Vec<ControlEvent>>,
     hung: BTreeSet<PeerIndex>,
+    /// Says nothing; what it was asked last.
+    silent: Option<PeerIndex>,
+    unanswered: BTreeMap<PeerIndex, Header>,
+    /// Copies tell numbers that no chunk has.
+    absurd: bool,
     meta_down: bool,
     /// The volume's records are gone.
     deleted: bool,
@@ -62,6 +67,9 @@ impl World {
             bad: BTreeSet::new(),
             lists_kept: None,
             hung: BTreeSet::new(),
+            silent: None,
+            unanswered: BTreeMap::new(),
+            absurd: false,
             meta_down: false,
             deleted: false,
             orders: Vec::new(),
@@ -173,6 +181,10 @@ impl World {
     }
 
     fn answer(&mut self, peer: PeerIndex, header: &Header, aux: &[u8]) -> Option<Frame<Vec<u8>>> {
+        if self.silent == Some(peer) {
+            self.unanswered.insert(peer, *header);
+            return None;
+        }
         let list = match header.opcode {
             Opcode::Fence => chunk_list(&self.intents.get(&peer).cloned().unwrap_or_default()),
             Opcode::WrittenSince => {
@@ -188,7 +200,10 @@ impl World {
             Opcode::Pull => {
                 self.pulls
                     .push((peer, header.chunk, Pull::decode(aux).unwrap()));
-                let sectors_copied = u32::from(self.differ.remove(&header.chunk));
+                let mut sectors_copied = u32::from(self.differ.remove(&header.chunk));
+                if self.absurd {
+                    sectors_copied = u32::MAX;
+                }
                 let source = Pull::decode(aux).unwrap().source;
                 let bad = self.bad.contains(&(source, header.chunk));
                 Pulled {
@@ -774,4 +789,54 @@ fn a_filled_replica_is_promoted_only_when_writes_under_way_have_ended() {
     seq.ended(LaneId(0), write, None);
     world.pass(Duration::from_millis(100));
     assert_eq!(world.state(C), Some(ReplicaState::InSync));
+}
+
+/// A reply as a bad node makes it up, to a request that went to `asked`.
+fn made_up(world: &World, asked: PeerIndex, aux: Vec<u8>) -> (Header, Vec<u8>) {
+    let request = &world.unanswered[&asked];
+    let frame = Frame::<Vec<u8>>::new(request.reply(Status::Ok), aux, None);
+    (frame.header, frame.aux)
+}
+
+#[test]
+fn an_answer_from_a_node_that_was_not_asked_changes_nothing() {
+    let mut world = World::new(fresh());
+    world.silent = Some(PEER_A);
+    world.event(ControlEvent::Start);
+    assert!(!world.ready, "A has not answered its FENCE");
+    let (header, aux) = made_up(&world, PEER_A, chunk_list(&[]));
+    let foreign = ControlEvent::PeerFrame {
+        peer: PEER_B,
+        header,
+        aux: aux.clone(),
+    };
+    world.event(foreign);
+    assert!(!world.ready, "B cannot say that A is fenced");
+    let own = ControlEvent::PeerFrame {
+        peer: PEER_A,
+        header,
+        aux,
+    };
+    world.event(own);
+    assert!(world.ready, "A's own answer still counts");
+}
+
+#[test]
+fn absurd_counts_of_a_copy_and_chunks_beyond_the_end_are_survived() {
+    let mut world = World::new(fresh());
+    world.absurd = true;
+    let all = [
+        ChunkIndex(1),
+        ChunkIndex(2),
+        ChunkIndex(16),
+        ChunkIndex(u32::MAX),
+    ];
+    world.intents.insert(PEER_B, all.to_vec());
+    world.event(ControlEvent::Start);
+    assert!(world.ready);
+    assert_eq!(
+        world.pulls.len(),
+        4,
+        "both chunks that there are, both ways"
+    );
 }

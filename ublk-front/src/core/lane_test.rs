@@ -111,7 +111,7 @@ impl Bench {
         let mut reply = header.reply(Status::Ok);
         reply.seq = seq;
         reply.flags = reply.flags.with(Flags::DATA);
-        assert!(self.lane.read_target(&reply).is_some());
+        assert!(self.lane.read_target(*peer, &reply).is_some());
         let aux = crc_table(0, std::iter::once(crc));
         self.lane
             .peer_frame(self.now, *peer, &reply, &aux, data, &mut self.out);
@@ -243,9 +243,16 @@ fn a_damaged_read_is_served_by_the_other_replica_and_reported() {
     let mut late = first[0].1.reply(Status::Ok);
     late.flags = late.flags.with(Flags::DATA);
     assert_eq!(
-        bench.lane.read_target(&late),
+        bench.lane.read_target(PEER_A, &late),
         None,
         "a late reply must not touch the buffer"
+    );
+    let mut foreign = second[0].1.reply(Status::Ok);
+    foreign.flags = foreign.flags.with(Flags::DATA);
+    assert_eq!(
+        bench.lane.read_target(PEER_A, &foreign),
+        None,
+        "nor one from a node that was not asked"
     );
     bench.answer_read(&second[0], &data, crc32c(&data));
     assert_eq!(bench.completed(), [(0, Ok(()))]);

@@ -68,8 +68,8 @@ impl PeerEvents for Events<'_> {
         self.core.peer_down(self.now, peer, self.actions);
     }
 
-    fn target(&mut self, _peer: PeerIndex, header: &Header) -> Option<BufferPart> {
-        self.core.read_target(header)
+    fn target(&mut self, peer: PeerIndex, header: &Header) -> Option<BufferPart> {
+        self.core.read_target(peer, header)
     }
 
     fn frame(&mut self, peer: PeerIndex, header: &Header, aux: &[u8], payload: &[u8]) {

@@ -96,12 +96,13 @@ impl ControlCore {
         self.predecessor_may_read && unfenced.next().is_some()
     }
 
-    pub(super) fn fenced_intents(&mut self, node: NodeId, chunks: Vec<ChunkIndex>) {
+    pub(super) fn fenced_intents(&mut self, node: NodeId, mut chunks: Vec<ChunkIndex>) {
+        // A node may name anything; what the volume does not have takes no memory here.
+        let count = self.map().chunk_count();
+        chunks.retain(|chunk| chunk.0 < count);
         self.seen.entry(node).or_default().intents.extend(&chunks);
         if matches!(self.phase, Phase::Fencing { .. }) {
-            let count = self.map().chunk_count();
-            self.intents
-                .extend(chunks.into_iter().filter(|chunk| chunk.0 < count));
+            self.intents.extend(chunks);
         }
     }
 

@@ -63,8 +63,8 @@ impl ControlCore {
                 // A restarted node may listen elsewhere.
                 for shard in 0..entry.shard_count.min(record.shard_count) {
                     let peer = &mut peers[entry.first_peer.0 as usize + usize::from(shard)];
-                    peer.addresses
-                        .clone_from(&record.shard_addresses[usize::from(shard)]);
+                    let addresses = record.shard_addresses.get(usize::from(shard));
+                    peer.addresses = addresses.cloned().unwrap_or_default();
                 }
                 continue;
             }

@@ -112,7 +112,8 @@ impl ControlCore {
         *left -= 1;
         match result.map(Pulled::decode) {
             Ok(Ok(pulled)) => {
-                self.copied.sectors_copied += pulled.sectors_copied;
+                let copied = self.copied.sectors_copied;
+                self.copied.sectors_copied = copied.saturating_add(pulled.sectors_copied);
                 let compared = self.copied.sectors_compared;
                 self.copied.sectors_compared = compared.saturating_add(pulled.sectors_compared);
             }

@@ -4,7 +4,10 @@ use super::ControlCore;
 use crate::core::api::{ControlAction, ControlError, Now, PeerIndex};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, chunk_ranges, read_chunk_list};
+use ukai_proto::message::{
+    ChunkRange, PULL_ADDRESS_BYTES_MAX, PULL_ADDRESSES_MAX, Pull, PullMode, Pulled, chunk_ranges,
+    read_chunk_list,
+};
 use ukai_proto::{
     ChunkIndex, Flags, Frame, Header, NodeId, Opcode, SectorInChunk, Seq, Status, Version,
 };
@@ -227,7 +230,14 @@ impl ControlCore {
             source_shard_count: peer.shard_count,
             mode,
             ceiling,
-            addresses: peer.addresses.iter().take(4).cloned().collect(),
+            // Those that a node's record has and no order can carry are left out.
+            addresses: peer
+                .addresses
+                .iter()
+                .filter(|address| address.len() <= PULL_ADDRESS_BYTES_MAX)
+                .take(PULL_ADDRESSES_MAX)
+                .cloned()
+                .collect(),
         })
     }
 
@@ -239,12 +249,15 @@ impl ControlCore {
         aux: &[u8],
         out: &mut Vec<ControlAction>,
     ) {
+        // Only who was asked can answer: what another node says must not make the request forgotten.
+        let asked = self.requests.waiting.get(&header.tag);
+        let answers = asked.is_some_and(|waiting| waiting.peer == peer);
+        if !answers || !header.flags.has(Flags::REPLY) {
+            return;
+        }
         let Some(waiting) = self.requests.waiting.remove(&header.tag) else {
             return;
         };
-        if waiting.peer != peer || !header.flags.has(Flags::REPLY) {
-            return;
-        }
         // Of an answer under a token that this front has renewed since, that is no news.
         if header.status == Status::StaleToken && header.token == self.map().head.token {
             self.end(Err(ControlError::Fenced), out);

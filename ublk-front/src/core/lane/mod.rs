@@ -210,13 +210,16 @@ impl LaneCore {
         out.push(LaneAction::Report(LaneReport::PeerDown { peer }));
     }
 
-    /// Where the payload of this reply belongs; `None`: nobody waits for it any more.
+    /// Where the payload of this reply belongs; `None`: nobody waits for it any more, or not from
+    /// this peer. Another one must not reach the guest's buffer: it could still be writing there
+    /// after the right one's answer was verified.
     #[must_use]
-    pub fn read_target(&self, header: &Header) -> Option<BufferPart> {
+    pub fn read_target(&self, peer: PeerIndex, header: &Header) -> Option<BufferPart> {
         // A read has one target, and a new serial number with each new target, so that a late
         // reply of an earlier one never lands in the guest's buffer.
         let piece = self.pieces.get(self.pieces.find(header.tag)?);
-        let waiting = matches!(piece.targets.first()?.state, TargetState::Sent { .. });
+        let target = piece.targets.first()?;
+        let waiting = target.peer == peer && matches!(target.state, TargetState::Sent { .. });
         (piece.kind == Kind::Read && waiting && header.count == piece.part.count)
             .then(|| Self::buffer_part(piece))
     }
