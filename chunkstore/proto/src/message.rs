@@ -264,8 +264,10 @@ pub struct Pull {
     pub addresses: Vec<String>,
 }
 
-const PULL_ADDRESSES_MAX: usize = 4;
-const PULL_ADDRESS_BYTES_MAX: usize = 200;
+/// Addresses in one PULL.
+pub const PULL_ADDRESSES_MAX: usize = 4;
+/// Bytes of one address in a PULL: a path of a Unix socket has at most 108, a host name 253 in theory.
+pub const PULL_ADDRESS_BYTES_MAX: usize = 200;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -327,6 +329,9 @@ impl Pull {
         for _ in 0..count {
             let (&len, tail) = rest.split_first().ok_or(error)?;
             let (text, tail) = tail.split_at_checked(len.into()).ok_or(error)?;
+            if text.len() > PULL_ADDRESS_BYTES_MAX {
+                return Err(error);
+            }
             addresses.push(std::str::from_utf8(text).map_err(|_| error)?.to_owned());
             rest = tail;
         }
@@ -612,6 +617,24 @@ mod tests {
             addresses: vec!["unix:/run/n0/0".into(), "tcp:127.0.0.1:9000".into()],
         };
         assert_eq!(Pull::decode(&pull.encode()), Ok(pull));
+    }
+
+    #[test]
+    fn a_pull_that_could_not_be_sent_on_is_refused() {
+        let mut aux = Pull {
+            source: NodeId([2; 16]),
+            source_boot: BootId([9; 16]),
+            source_shard_count: 2,
+            mode: PullMode::Mirror,
+            ceiling: Version::ZERO,
+            addresses: vec!["a".repeat(PULL_ADDRESS_BYTES_MAX)],
+        }
+        .encode();
+        assert!(Pull::decode(&aux).is_ok());
+        let len_at = aux.len() - PULL_ADDRESS_BYTES_MAX - 1;
+        aux[len_at] += 1;
+        aux.push(b'a');
+        assert_eq!(Pull::decode(&aux), Err(MessageError("PULL")));
     }
 
     proptest! {
