@@ -9,7 +9,7 @@ use super::layout::{
     BLOCK, BLOCK_BYTES, Geometry, LOG_BLOCKS_MAX, LOG_BLOCKS_MIN, NODE_HEAD_BYTES, PageIndex,
     ShardPlace,
 };
-use super::superblock::{FORMAT_VERSION, ShardSuperblock};
+use super::superblock::{COUNTER_MAX, FORMAT_VERSION, ShardSuperblock};
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::{SHARDS_MAX, SLOT_BYTES};
 use ukai_proto::{BootId, ClusterId, NodeId, ShardIndex};
@@ -356,7 +356,7 @@ impl NodeSuperblock {
         disk.sync()
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(BLOCK_BYTES);
         out.put(&MAGIC);
         out.put_u32(FORMAT_VERSION);
@@ -384,7 +384,7 @@ impl NodeSuperblock {
         out
     }
 
-    fn decode(bytes: &[u8; BLOCK_BYTES]) -> Result<Self, NodeError> {
+    pub(super) fn decode(bytes: &[u8; BLOCK_BYTES]) -> Result<Self, NodeError> {
         if bytes[..8] != MAGIC {
             return Err(NodeError::NotFormatted);
         }
@@ -430,7 +430,10 @@ impl NodeSuperblock {
             };
             let sane = (1..=SHARDS_MAX).contains(&usize::from(shard_count))
                 && region_bytes < u64::MAX / (SHARDS_MAX as u64 * 2)
-                && slots < u64::MAX / SLOT_BYTES as u64;
+                && region_bytes.is_multiple_of(BLOCK)
+                && slots < u64::MAX / SLOT_BYTES as u64
+                && start < COUNTER_MAX
+                && sequence < COUNTER_MAX;
             sane.then_some(block)
         })()
         .ok_or(NodeError::Damaged)

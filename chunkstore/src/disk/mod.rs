@@ -25,6 +25,8 @@ pub mod mem;
 mod op;
 mod order;
 mod page;
+#[cfg(feature = "probe")]
+pub mod probe;
 mod progress;
 mod put;
 mod read;

@@ -11,6 +11,10 @@ use ukai_proto::crc::crc32c;
 pub(super) const FORMAT_VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"UKAIshrd";
+/// Counters of blocks, epochs and writes stay below it for longer than any device lives; a higher one was
+/// not written by this program.
+pub(super) const COUNTER_MAX: u64 = 1 << 62;
+
 /// Position of the checksum: after magic and version, before everything it covers.
 const CRC_AT: usize = 12;
 
@@ -70,7 +74,10 @@ impl ShardSuperblock {
     }
 
     /// `Ok(None)`: not this shard's, or torn.
-    fn decode(bytes: &[u8; BLOCK_BYTES], place: &ShardPlace) -> Result<Option<Self>, OpenError> {
+    pub(super) fn decode(
+        bytes: &[u8; BLOCK_BYTES],
+        place: &ShardPlace,
+    ) -> Result<Option<Self>, OpenError> {
         if bytes[..8] != MAGIC {
             return Ok(None);
         }
@@ -117,6 +124,13 @@ impl ShardSuperblock {
             boot,
             clean,
         };
+        let sane = words.iter().all(|word| *word < COUNTER_MAX) && tail > 0 && epoch <= epoch_used;
+        if !sane {
+            return Err(OpenError::Damaged {
+                what: "a counter in the shard superblock is",
+                position: place.start,
+            });
+        }
         let geometry = Geometry::fit(place.start, place.bytes, log_blocks);
         if bytes == place.bytes && geometry.is_none_or(|fit| (fit.slots, fit.hole_pages) != counts)
         {

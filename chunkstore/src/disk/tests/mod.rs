@@ -3,6 +3,7 @@
 #[cfg(feature = "shell")]
 mod conformance;
 mod faults;
+mod golden;
 mod memory;
 mod model;
 mod power;
