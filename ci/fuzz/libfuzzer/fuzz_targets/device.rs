@@ -1,0 +1,2 @@
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ukai_fuzz::run(env!("CARGO_BIN_NAME"), data));
