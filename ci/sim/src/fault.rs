@@ -240,7 +240,12 @@ impl World {
         };
         self.crash_front(front);
         // Of two guests whose fronts died, one is lost with its host.
-        let stays = self.swarm.reissue && self.fronts[front].ready && !self.has_orphans();
+        // A front that was fenced meanwhile leaves no requests to be issued again: their intervals are over.
+        let token = self.load_map().map(|map| map.head.token.0);
+        let stays = self.swarm.reissue
+            && self.fronts[front].ready
+            && token == Some(self.fronts[front].token)
+            && !self.has_orphans();
         self.guest_left_alone(front, stays);
         let host = self.fronts[front].host;
         let host = if stays || self.in_256(128) {

@@ -271,7 +271,7 @@ impl World {
     }
 
     /// The map as it is.
-    fn load_map(&self) -> Option<VolumeMap> {
+    pub(crate) fn load_map(&self) -> Option<VolumeMap> {
         catalog::load_volume(&self.operator, VOLUME).ok()
     }
 
