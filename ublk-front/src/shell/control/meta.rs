@@ -229,6 +229,7 @@ pub(super) fn announcer(
             volume,
             port,
             current: None,
+            announced: false,
             troubled: false,
         }
         .run(&orders);
@@ -245,6 +246,8 @@ struct Announcer {
     port: ControlPort,
     /// What is announced, and whether the store has it.
     current: Option<(FrontRecord, bool)>,
+    /// The store had it once.
+    announced: bool,
     troubled: bool,
 }
 
@@ -259,6 +262,7 @@ impl Announcer {
             match orders.recv_timeout(pause) {
                 Ok(Announce::Set(record)) => {
                     self.current = Some((record, false));
+                    self.announced = false;
                     self.keep();
                     self.port.post(ControlInput::Announced);
                 }
@@ -284,15 +288,22 @@ impl Announcer {
         };
         let store = self.meta.get();
         let mut result = Ok(());
-        if *stored {
+        let mut there = Ok(None);
+        if *stored || self.announced {
+            // The session that answers need not be the one that announced: an expired one is replaced, and
+            // its record is gone. A predecessor that did not know yet may have replaced ours, and ended.
             result = store.renew().map_err(CatalogError::from);
-            *stored = result.is_ok();
+            there = self.meta.with(|store| catalog::front(store, self.volume));
+            *stored = result.is_ok() && matches!(&there, Ok(Some(now)) if now == record);
         }
-        if !*stored {
+        // Only the first announcement replaces another front's: from then on, whoever is there came later.
+        let free = !self.announced || matches!(there, Ok(None));
+        if !*stored && free {
             result = self
                 .meta
                 .with(|store| catalog::set_front(store, self.volume, record));
             *stored = result.is_ok();
+            self.announced |= *stored;
         }
         match result {
             Err(error) if !self.troubled => {
