@@ -312,7 +312,8 @@ impl World {
         if self.options.canary != Some(Canary::ForgetFlush) {
             node.boot += 1;
         }
-        node.suspect_since.get_or_insert(now);
+        // The latest loss: what an attach before it made good does not count.
+        node.suspect_since = Some(now);
     }
 
     /// Brings a node back later.
