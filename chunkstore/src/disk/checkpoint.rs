@@ -17,8 +17,8 @@ use super::room::page_blocks;
 use super::store::Store;
 use super::superblock::ShardSuperblock;
 use std::collections::VecDeque;
-use ukai_proto::Buffer;
 use ukai_proto::message::ChunkRange;
+use ukai_proto::{BootId, Buffer};
 
 /// Page writes under way at once, so that requests find the device free.
 const WRITES_MAX: u32 = 16;
@@ -326,18 +326,30 @@ impl<B: Buffer> Store<B> {
             return;
         }
         self.checkpoint.phase = Phase::Superblock(self.commit.flushed);
+        let (tail, boot, clean) = (self.checkpoint.start, self.boot, self.checkpoint.last);
+        self.write_superblock(Io::Superblock, tail, boot, clean, out);
+    }
+
+    fn write_superblock(
+        &mut self,
+        io: Io,
+        tail: u64,
+        boot: BootId,
+        clean: bool,
+        out: &mut Vec<StoreAction<B>>,
+    ) {
         self.superblock_sequence += 1;
         let superblock = ShardSuperblock {
             sequence: self.superblock_sequence,
             log_blocks: self.geometry.log_blocks,
-            tail: self.checkpoint.start,
+            tail,
             epoch: self.epoch,
             epoch_used: self.epoch,
             flushed: self.commit.flushed_block,
-            boot: self.boot,
-            clean: self.checkpoint.last,
+            boot,
+            clean,
         };
-        let io = self.io(Io::Superblock);
+        let io = self.io(io);
         let position = superblock.position(&self.place);
         let data = WriteData::Owned(superblock.encode(&self.place));
         out.push(StoreAction::Disk(DiskOp::Write {
@@ -362,26 +374,7 @@ impl<B: Buffer> Store<B> {
         if !self.disowning {
             return;
         }
-        self.superblock_sequence += 1;
-        let superblock = ShardSuperblock {
-            sequence: self.superblock_sequence,
-            log_blocks: self.geometry.log_blocks,
-            tail: self.tail,
-            epoch: self.epoch,
-            epoch_used: self.epoch,
-            flushed: self.commit.flushed_block,
-            boot: ukai_proto::BootId::NIL,
-            clean: false,
-        };
-        let io = self.io(Io::Disown);
-        let position = superblock.position(&self.place);
-        let data = WriteData::Owned(superblock.encode(&self.place));
-        out.push(StoreAction::Disk(DiskOp::Write {
-            io,
-            position,
-            data,
-            dsync: true,
-        }));
+        self.write_superblock(Io::Disown, self.tail, BootId::NIL, false, out);
     }
 
     pub(super) fn superblock_written(&mut self, _out: &mut Vec<StoreAction<B>>) {

@@ -236,14 +236,15 @@ impl LaneCore {
             if done && piece.part.count == 1 {
                 piece.targets[target].state = TargetState::Acked;
                 self.check_piece(now, read, out);
-            } else if done && self.gate == Gate::Open {
-                // Of several sectors others may be in flight still.
-                piece.targets[target].state = TargetState::Unsent;
+                continue;
+            }
+            // Of several sectors others may be in flight still.
+            piece.targets[target].state = TargetState::Unsent;
+            if done && self.gate == Gate::Open {
                 self.send(now, read, target, out);
             } else {
-                piece.targets[target].state = TargetState::Unsent;
-                piece.asked_again = piece.asked_again.saturating_add(1);
                 // The next tick asks again.
+                piece.asked_again = piece.asked_again.saturating_add(1);
             }
         }
     }
