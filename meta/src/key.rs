@@ -16,6 +16,9 @@ pub const NODE_NAMES: &str = "node-names";
 /// Parent of the marks of nodes that were given up for ever.
 pub const FORGOTTEN: &str = "forgotten";
 
+/// Parent of the latencies measured from hosts.
+pub const LATENCIES: &str = "latencies";
+
 /// What [`valid_name`] asks for, for messages.
 pub const NAME_RULE: &str = "1 to 64 letters, digits, dots, dashes or underscores are needed";
 
@@ -53,6 +56,12 @@ pub fn forgotten(node: NodeId) -> String {
 #[must_use]
 pub fn node_name(name: &str) -> String {
     format!("{NODE_NAMES}/{name}")
+}
+
+/// What was measured from a host.
+#[must_use]
+pub fn latency(host: &str) -> String {
+    format!("{LATENCIES}/{host}")
 }
 
 /// The volume that a name belongs to.

@@ -8,6 +8,7 @@
 pub mod archive;
 pub mod catalog;
 pub mod key;
+pub mod latency;
 pub mod map;
 pub mod memory;
 pub mod record;
@@ -20,6 +21,7 @@ pub mod transition;
 #[cfg(feature = "zookeeper")]
 pub mod zookeeper;
 
+pub use latency::{HostLatency, LatencyPoints, NodeLatency};
 pub use map::VolumeMap;
 pub use record::{
     Attach, Durability, FrontRecord, NodeHealth, NodeLive, NodeRecord, NodeState, PlaceRule,

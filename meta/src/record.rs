@@ -12,6 +12,7 @@
 //! | `names/<volume name>` | the volume's id, text |
 //! | `volumes/<volume>/head` | [`VolumeHead`] without its map shards; the only key that is watched |
 //! | `volumes/<volume>/map/<shard>` | runs of 64 Ki chunks; absent while all of them have one set, which the head then names |
+//! | `latencies/<host>` | [`crate::latency::HostLatency`], JSON: round trips and service times of nodes, as measured from there |
 //! | `fronts/<volume>` | [`FrontRecord`], JSON, ephemeral: where the front's control socket is |
 //!
 //! Small, rarely read records are JSON so that an administrator can read them with the store's own

@@ -2,9 +2,11 @@
 //! them. Every change is one conditional transaction; an unknown outcome is resolved by reading again
 //! (I5), here wherever that is possible, else by the caller with [`settle_unknown`].
 
+mod latency;
 mod node;
 mod volume;
 
+pub use latency::{host_latencies, host_latency, put_host_latency};
 pub use node::{
     check_start, deregister_live, forget_node, list_nodes, node, node_by_name, raise_start,
     register_node, set_draining, update_live,
