@@ -10,6 +10,8 @@ mod image;
 mod place;
 mod progress;
 mod range;
+#[expect(dead_code, reason = "the commands follow")]
+mod relocate;
 mod scrub;
 mod table;
 mod units;
