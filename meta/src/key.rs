@@ -10,6 +10,8 @@ pub const NODES: &str = "nodes";
 pub const LIVE: &str = "live";
 /// Parent of the volumes' names.
 pub const NAMES: &str = "names";
+/// Parent of the relocation jobs.
+pub const JOBS: &str = "jobs";
 /// Parent of the node names.
 pub const NODE_NAMES: &str = "node-names";
 
@@ -86,4 +88,10 @@ pub fn shard(volume: VolumeId, shard: usize) -> String {
 #[must_use]
 pub fn front(volume: VolumeId) -> String {
     format!("fronts/{volume}")
+}
+
+/// The volume's relocation job.
+#[must_use]
+pub fn job(volume: VolumeId) -> String {
+    format!("{JOBS}/{volume}")
 }

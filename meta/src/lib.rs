@@ -1,12 +1,13 @@
-//! Pointer maps of volumes and the store that keeps them.
+//! Pointer maps of volumes, relocation jobs, and the store that keeps them.
 //!
-//! `map` and `transition` are pure: they know no store, clock or runtime. `store` is the small
+//! `map`, `transition` and `job` are pure: they know no store, clock or runtime. `store` is the small
 //! key-value seam with three backends (`zookeeper`, `sqlite`, `memory`) and one conformance suite;
 //! `catalog` is the typed layer on top of it that daemons and tools use.
 #![forbid(unsafe_code)]
 
 pub mod archive;
 pub mod catalog;
+pub mod job;
 pub mod key;
 pub mod latency;
 pub mod map;
@@ -21,6 +22,7 @@ pub mod transition;
 #[cfg(feature = "zookeeper")]
 pub mod zookeeper;
 
+pub use job::{JobRecord, JobState};
 pub use latency::{HostLatency, LatencyPoints, NodeLatency};
 pub use map::VolumeMap;
 pub use record::{

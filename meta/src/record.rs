@@ -10,9 +10,10 @@
 //! | `forgotten/<node>` | the node's name, text: given up for ever, may not register again |
 //! | `node-names/<node name>` | the node's id, text: keeps names unique |
 //! | `names/<volume name>` | the volume's id, text |
-//! | `volumes/<volume>/head` | [`VolumeHead`] without its map shards; the only key that is watched |
+//! | `volumes/<volume>/head` | [`VolumeHead`] without its map shards; watched |
 //! | `volumes/<volume>/map/<shard>` | runs of 64 Ki chunks; absent while all of them have one set, which the head then names |
 //! | `latencies/<host>` | [`crate::latency::HostLatency`], JSON: round trips and service times of nodes, as measured from there |
+//! | `jobs/<volume>` | [`crate::JobRecord`], JSON: the relocation of the volume that is under way, or the last one; watched |
 //! | `fronts/<volume>` | [`FrontRecord`], JSON, ephemeral: where the front's control socket is |
 //!
 //! Small, rarely read records are JSON so that an administrator can read them with the store's own

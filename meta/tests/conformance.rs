@@ -6,8 +6,12 @@ mod support;
 
 use std::time::{Duration, Instant};
 use support::Backend;
+use ukai_meta::catalog;
+use ukai_meta::job::{GOALS_MAX, GoalSet, JOB_FORMAT, JobLimits, JobRecord, JobState};
 use ukai_meta::store::{TXN_BYTES_MAX, TXN_WRITES_MAX, VALUE_BYTES_MAX};
-use ukai_meta::{CommitError, KvVersion, MetaError, MetaStore, Write};
+use ukai_meta::transition::NewVolume;
+use ukai_meta::{CommitError, Durability, KvVersion, MetaError, MetaStore, PlaceRule, Write};
+use ukai_proto::{NodeId, VolumeId};
 
 /// Long enough for a busy machine; only a failing test waits for it.
 const SOON: Duration = Duration::from_secs(20);
@@ -312,7 +316,63 @@ fn racing_sessions_lose_nothing(backend: &dyn Backend) {
     assert_eq!(store.list("race").unwrap().len(), SESSIONS * EACH + 1);
 }
 
+fn jobs_are_kept_and_watched(backend: &dyn Backend) {
+    let (tools, front) = (backend.open(), backend.open());
+    let volume = VolumeId([9; 16]);
+    let node = |n: u8| NodeId([n; 16]);
+    let new = NewVolume {
+        volume,
+        name: "jobs".into(),
+        size_bytes: 1 << 30,
+        chunk_bytes: 1 << 20,
+        durability: Durability::Cache,
+        place: vec![PlaceRule {
+            site: "a".into(),
+            copies: 1,
+        }],
+        nodes: vec![vec![node(1)]],
+    };
+    catalog::create_volume(&*tools, &new).unwrap();
+    // As large as a job may be.
+    let count = u32::try_from(GOALS_MAX).unwrap();
+    let set = GoalSet {
+        add: vec![node(2)],
+        remove: vec![node(1)],
+        copies: 1,
+    };
+    let job = JobRecord {
+        format: JOB_FORMAT,
+        volume,
+        name: "jobs".into(),
+        created_unix_s: 1,
+        asked: String::new(),
+        state: JobState::Running,
+        copied_unix_s: None,
+        ended_unix_s: None,
+        limits: JobLimits::default(),
+        sets: vec![set],
+        goals: (0..count).map(|n| (4_000_000 + n, 1, 0)).collect(),
+        prediction: None,
+        score: None,
+    };
+    let mut watch = catalog::watch_job(&*front, volume).unwrap();
+    let version = catalog::create_job(&*tools, &job).unwrap();
+    assert_eq!(watch.wait(SOON), Ok(true));
+    assert_eq!(
+        catalog::job(&*front, volume),
+        Ok(Some((job.clone(), version)))
+    );
+    catalog::update_job(&*tools, volume, "jobs", JobRecord::pause).unwrap();
+    let late = catalog::store_job(&*front, &job, version);
+    assert!(
+        matches!(late, Err(CommitError::Conflict { .. })),
+        "{late:?}"
+    );
+    assert_eq!(catalog::list_jobs(&*tools).unwrap().len(), 1);
+}
+
 fn the_whole_suite(backend: &dyn Backend) {
+    jobs_are_kept_and_watched(backend);
     reads_what_was_written(backend);
     lists_direct_children_sorted(backend);
     a_conflict_rolls_everything_back(backend);

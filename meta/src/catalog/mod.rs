@@ -2,10 +2,12 @@
 //! them. Every change is one conditional transaction; an unknown outcome is resolved by reading again
 //! (I5), here wherever that is possible, else by the caller with [`settle_unknown`].
 
+mod job;
 mod latency;
 mod node;
 mod volume;
 
+pub use job::{create_job, job, list_jobs, store_job, update_job, watch_job};
 pub use latency::{host_latencies, host_latency, put_host_latency};
 pub use node::{
     check_start, deregister_live, forget_node, list_nodes, node, node_by_name, raise_start,
@@ -16,6 +18,7 @@ pub use volume::{
     list_volumes, load_head, load_volume, set_front, settle_unknown, volume_id, watch_volume,
 };
 
+use crate::job::JobError;
 use crate::key;
 use crate::record::ClusterRecord;
 use crate::store::{CommitError, MetaError, MetaStore, Value, Write};
@@ -114,6 +117,23 @@ pub enum CatalogError {
     /// Deletion was not begun.
     #[error("volume {0} is not marked as deleting")]
     NotDeleting(VolumeId),
+    /// A relocation of the volume has not ended.
+    #[error(
+        "volume {name} has a relocation job already, it is {state}: wait for it (`ukai-tools job watch \
+         {name}`) or end it (`ukai-tools job cancel {name}`)"
+    )]
+    JobExists {
+        /// The volume.
+        name: String,
+        /// The job's state.
+        state: &'static str,
+    },
+    /// The volume has no job.
+    #[error("volume {0} has no relocation job; `ukai-tools relocate` makes one")]
+    NoJob(String),
+    /// The job cannot be changed so.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// Others changed the same keys again and again.
     #[error("key {0} keeps changing; try again")]
     Contended(String),

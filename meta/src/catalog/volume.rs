@@ -169,6 +169,12 @@ pub fn delete_volume(store: &dyn MetaStore, volume: VolumeId) -> Result<(), Cata
         key: key::head(volume),
         expected: version,
     }];
+    if let Some(job) = store.get(&key::job(volume))? {
+        writes.push(Write::Delete {
+            key: key::job(volume),
+            expected: job.version,
+        });
+    }
     if let Some((owner, value)) = get_id::<VolumeId>(store, &key::name(&head.name))?
         && owner == volume
     {
