@@ -561,6 +561,31 @@ fn a_location_on_an_unknown_node_is_fenced_before_lanes_write_to_it() {
 }
 
 #[test]
+fn a_map_that_names_a_node_without_a_record_is_refused_or_left_alone() {
+    let unknown = NodeId([0xd; 16]);
+    let damaged = |map: &VolumeMap| committed(transition::add_location(map, ALL, unknown).unwrap());
+    let mut world = World::serving();
+    world.map = damaged(&world.map);
+    world.orders.clear();
+    world.event(ControlEvent::MapChanged);
+    for _ in 0..100 {
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(world.ended, None, "it serves on under the map that it has");
+    assert!(world.orders.is_empty(), "{:?}", world.orders);
+
+    let mut world = World::new(damaged(&fresh()));
+    world.event(ControlEvent::Start);
+    for _ in 0..40 {
+        world.pass(Duration::from_secs(1));
+    }
+    let Some(Err(ControlError::Meta(text))) = &world.ended else {
+        panic!("{:?}", world.ended);
+    };
+    assert!(text.contains(&unknown.to_string()), "{text}");
+}
+
+#[test]
 fn a_new_token_in_the_map_stops_this_front() {
     let mut world = World::serving();
     let other = ukai_meta::Attach {

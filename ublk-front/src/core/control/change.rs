@@ -275,6 +275,9 @@ impl ControlCore {
                 "the store went back in time"
             );
         }
+        if self.names_unknown_nodes(now, &map, out) {
+            return;
+        }
         self.map = Some(Arc::new(map));
         self.trim_sync();
         if attached {
@@ -285,6 +288,41 @@ impl ControlCore {
         } else if ours {
             self.attached(now, out); // likewise
         }
+    }
+
+    /// A map with nodes that nobody has registered cannot be used: an attach fails, a front that serves
+    /// stays with the map that it has.
+    fn names_unknown_nodes(
+        &mut self,
+        now: Now,
+        map: &VolumeMap,
+        out: &mut Vec<ControlAction>,
+    ) -> bool {
+        let is_known = |node: &NodeId| {
+            self.records.contains_key(node) || self.nodes.iter().any(|entry| entry.node == *node)
+        };
+        let unknown: Vec<String> = map
+            .nodes()
+            .iter()
+            .filter(|node| !is_known(node))
+            .map(NodeId::to_string)
+            .collect();
+        if unknown.is_empty() {
+            return false;
+        }
+        let text = format!(
+            "the volume's map names nodes without a record, {}: the metadata store is damaged, or was changed by hand",
+            unknown.join(", ")
+        );
+        let too_long = now.since(self.started) > self.config.attach_max;
+        if self.phase == Phase::Attaching && too_long {
+            self.end(Err(ControlError::Meta(text)), out);
+            return true;
+        }
+        self.note(text, out);
+        self.meta_retry_at = now.after(self.config.retry);
+        self.reload_wanted = true;
+        true
     }
 
     fn committed(&mut self, now: Now, purpose: Purpose, out: &mut Vec<ControlAction>) {
