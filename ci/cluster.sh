@@ -8,12 +8,15 @@
 #   front_detach VOLUME
 #   wait_in_sync VOLUME SECONDS
 #   cluster_end                       stops everything that runs
+#
+# Sites at a distance (ci/story/sites): with SITE_NETNS[SITE] and SITE_ADDRESS[SITE] set, the nodes of SITE
+# run in that network namespace and listen on that address.
 # shellcheck shell=bash
 
 # Where the programs are: UKAI_BIN, else the release build.
 bin=${UKAI_BIN:-$repo/target/release}
 
-declare -A NODE_PID NODE_PORT FRONT_PID DEVICE
+declare -A NODE_PID NODE_PORT NODE_SITE FRONT_PID DEVICE SITE_NETNS SITE_ADDRESS
 
 cluster_begin() {
 	cluster=$1
@@ -38,17 +41,24 @@ node_create() { # NAME SITE [SIZE]
 	}
 	# A fixed address for life, like a real node's: a restart comes back where it was.
 	NODE_PORT[$1]=$next_port
+	NODE_SITE[$1]=$2
 	next_port=$((next_port + 1))
 	node_start "$1"
 }
 
 node_start() { # NAME
-	local log=$cluster/log/$1
+	local log=$cluster/log/$1 site=${NODE_SITE[$1]} inside=() reached=(--unix-dir "$cluster/run/$1")
+	local address=${SITE_ADDRESS[$site]:-127.0.0.1}
+	[ -z "${SITE_NETNS[$site]:-}" ] || {
+		inside=(ip netns exec "${SITE_NETNS[$site]}")
+		# A Unix socket would be a way around the distance: the sites share the file system.
+		reached=(--insecure-plaintext --host "$1")
+	}
 	mkdir -p "$cluster/run/$1"
 	: >"$cluster/run/$1.out"
 	# A session of its own: neither an interrupt from the terminal nor its end reaches the daemons.
-	setsid "$bin/chunkstore" run "$cluster/nodes/$1" --listen "127.0.0.1:${NODE_PORT[$1]}" \
-		--unix-dir "$cluster/run/$1" ${NODE_ARGUMENTS:-} >"$cluster/run/$1.out" 2>>"$log" &
+	setsid "${inside[@]}" "$bin/chunkstore" run "$cluster/nodes/$1" --listen "$address:${NODE_PORT[$1]}" \
+		"${reached[@]}" ${NODE_ARGUMENTS:-} >"$cluster/run/$1.out" 2>>"$log" &
 	NODE_PID[$1]=$!
 	wait_until 60 "node $1 to say ready" grep -q '^ready' "$cluster/run/$1.out" || {
 		tail -20 "$log" >&2
