@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use ukai_meta::catalog::{self, CatalogError};
+use ukai_meta::job::JobError;
 use ukai_meta::key;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::record::{ClusterRecord, FrontRecord};
@@ -250,7 +251,22 @@ impl From<CatalogError> for ToolError {
             CatalogError::Deleting(_) => Self::busy("the volume is being deleted")
                 .next("finish it with `ukai-tools volume delete`"),
             CatalogError::NotDeleting(_) => Self::refused(text),
+            CatalogError::JobExists { .. } => Self::busy(text),
+            CatalogError::NoJob(_) => Self::not_found(text),
+            CatalogError::Job(error) => error.into(),
             CatalogError::Contended(_) => Self::busy(text).next("try again in a moment"),
+        }
+    }
+}
+
+impl From<JobError> for ToolError {
+    fn from(error: JobError) -> Self {
+        let text = error.to_string();
+        match error {
+            JobError::Invalid(_) => Self::refused(text),
+            JobError::State { .. } => {
+                Self::refused(text).next("`ukai-tools job show VOLUME` tells how it is")
+            }
         }
     }
 }
