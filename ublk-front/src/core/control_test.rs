@@ -355,6 +355,24 @@ fn a_node_missing_at_attach_is_recorded_stale_and_the_last_one_is_waited_for() {
     );
 }
 
+/// Simulation seed 7546: the other one was gone for good.
+#[test]
+fn of_two_nodes_missing_at_attach_the_first_that_comes_back_serves() {
+    for (back, away) in [((PEER_A, A), B), ((PEER_B, B), A)] {
+        let mut world = World::new(fresh());
+        world.up.clear();
+        world.event(ControlEvent::Start);
+        world.pass(Duration::from_secs(5));
+        world.pass(Duration::from_secs(5));
+        assert_eq!(world.state(away), Some(ReplicaState::InSync));
+        world.restore(back.0, 2);
+        world.pass(Duration::from_millis(100));
+        assert!(world.ready);
+        assert_eq!(world.state(away), Some(ReplicaState::Stale));
+        assert_eq!(world.state(back.1), Some(ReplicaState::InSync));
+    }
+}
+
 #[test]
 fn an_attached_volume_is_refused_without_force() {
     let other = ukai_meta::Attach {

@@ -4,6 +4,7 @@
 use super::api::*;
 use super::config::{LaneConfig, READ_LEASE};
 use super::fixture::*;
+use super::lane::{READ_ROUNDS_MAX, WRITE_RETRIES_MAX};
 use super::{LaneCore, LaneLimits, SharedSeq};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,6 +52,10 @@ impl Bench {
 
     fn down(&mut self, peer: PeerIndex) {
         self.lane.peer_down(self.now, peer, &mut self.out);
+    }
+
+    fn tick(&mut self) {
+        self.lane.tick(self.now, &mut self.out);
     }
 
     fn order(&mut self, order: LaneOrder) {
@@ -262,11 +267,102 @@ fn a_damaged_read_is_served_by_the_other_replica_and_reported() {
 fn both_replicas_bad_is_an_error_not_zeros() {
     let mut bench = Bench::new();
     bench.guest(0, GuestOp::Read, 5, 1);
-    for _ in 0..2 {
-        let sent = bench.sent();
-        bench.answer(&sent[0], Status::BadCrc);
+    for round in 0.. {
+        for peer in [PEER_A, PEER_B] {
+            let sent = bench.sent();
+            assert_eq!(sent[0].0, peer);
+            bench.answer(&sent[0], Status::BadCrc);
+        }
+        if round == READ_ROUNDS_MAX {
+            break;
+        }
+        assert_eq!(bench.completed(), [], "one may be repaired meanwhile");
+        assert!(bench.sent().is_empty());
+        bench.tick();
     }
     assert_eq!(bench.completed(), [(0, Err(GuestError::Io))]);
+}
+
+/// Simulation seed 15566: one replica was being repaired when the other one failed in passing.
+#[test]
+fn a_read_that_no_replica_could_serve_is_tried_again() {
+    let mut bench = Bench::new();
+    bench.guest(0, GuestOp::Read, 5, 1);
+    for status in [Status::BadCrc, Status::IoError] {
+        let sent = bench.sent();
+        bench.answer(&sent[0], status);
+    }
+    let repairs = bench.reports();
+    let bad = |report: &LaneReport| matches!(report, LaneReport::BadSector { .. });
+    assert!(repairs.len() == 2 && repairs.iter().all(bad));
+    bench.tick();
+    let sent = bench.sent();
+    let data = vec![9u8; SECTOR_BYTES];
+    bench.answer_read(&sent[0], &data, crc32c(&data));
+    assert_eq!(bench.completed(), [(0, Ok(()))]);
+}
+
+#[test]
+fn a_bad_sector_of_the_only_replica_is_an_error_at_once() {
+    let mut bench = Bench::new();
+    let alone = committed(transition::mark_stale(&attached(), &[B]).unwrap());
+    bench.order(LaneOrder::Install {
+        epoch: 2,
+        config: config(alone),
+    });
+    bench.guest(0, GuestOp::Read, 5, 1);
+    let sent = bench.sent();
+    bench.answer(&sent[0], Status::BadCrc);
+    assert_eq!(bench.completed(), [(0, Err(GuestError::Io))]);
+}
+
+/// Simulation seed 6462: the devices of both replicas failed the same write once.
+#[test]
+fn a_write_that_every_device_failed_is_sent_again() {
+    let mut bench = Bench::new();
+    bench.write(0, 0);
+    let first = bench.sent();
+    first
+        .iter()
+        .for_each(|sent| bench.answer(sent, Status::IoError));
+    let second = bench.sent();
+    assert_eq!(second.len(), 2);
+    assert_eq!(second[0].1.seq, first[0].1.seq, "the same version heals");
+    bench.answer(&second[0], Status::Ok);
+    bench.answer(&second[1], Status::Poisoned);
+    assert_eq!(bench.completed(), [], "held until B is judged");
+    let reports = bench.reports();
+    let judged = LaneReport::ReplicaFailed {
+        node: B,
+        status: Status::Poisoned,
+    };
+    assert_eq!(reports.last(), Some(&judged));
+
+    bench.write(1, 1);
+    for _ in 0..=WRITE_RETRIES_MAX {
+        let sent = bench.sent();
+        sent.iter()
+            .for_each(|sent| bench.answer(sent, Status::IoError));
+    }
+    assert_eq!(bench.completed(), [(1, Err(GuestError::Io))]);
+}
+
+/// What the last replica failed once it is asked again, what it fails for good is an error.
+#[test]
+fn a_write_that_the_last_replica_failed_in_passing_is_sent_again() {
+    let mut bench = Bench::new();
+    bench.write(0, 0);
+    let sent = bench.sent();
+    bench.answer(&sent[0], Status::Ok);
+    bench.answer(&sent[1], Status::IoError);
+    bench.order(LaneOrder::Install {
+        epoch: 2,
+        config: helpless(attached(), B),
+    });
+    let again = bench.sent();
+    assert_eq!((again.len(), again[0].0), (1, PEER_B));
+    bench.answer(&again[0], Status::Ok);
+    assert_eq!(bench.completed(), [(0, Ok(()))]);
 }
 
 #[test]
@@ -419,7 +515,7 @@ fn a_request_held_too_long_is_an_error() {
     bench.down(PEER_A);
     bench.guest(0, GuestOp::Read, 0, 1);
     bench.now = bench.now.after(Duration::from_secs(121));
-    bench.lane.tick(bench.now, &mut bench.out);
+    bench.tick();
     assert_eq!(bench.completed(), [(0, Err(GuestError::Io))]);
 }
 
@@ -428,7 +524,7 @@ fn a_silent_peer_is_disconnected() {
     let mut bench = Bench::new();
     bench.write(0, 0);
     bench.now = bench.now.after(Duration::from_secs(6));
-    bench.lane.tick(bench.now, &mut bench.out);
+    bench.tick();
     let cut = bench
         .out
         .iter()
@@ -510,7 +606,7 @@ fn without_the_read_lease_nothing_is_told_and_a_tick_asks_again() {
     for entry in &bench.config.nodes {
         entry.heard.answered(bench.now);
     }
-    bench.lane.tick(bench.now, &mut bench.out);
+    bench.tick();
     let read = bench.sent();
     bench.answer_read(&read[0], &data, crc32c(&data));
     assert_eq!(bench.completed(), [(0, Ok(()))]);
@@ -557,7 +653,7 @@ fn a_write_that_fails_halfway_is_abandoned_and_in_flight_until_the_next_token() 
     let writes = bench.sent();
     bench.answer(&writes[0], Status::Ok);
     bench.now = bench.now.after(Duration::from_secs(121));
-    bench.lane.tick(bench.now, &mut bench.out);
+    bench.tick();
     assert_eq!(bench.completed(), [(0, Err(GuestError::Io))]);
     let chunk = ChunkIndex(0);
     assert!(bench.reports().contains(&LaneReport::Abandoned { chunk }));

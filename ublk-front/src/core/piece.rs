@@ -71,6 +71,8 @@ pub(super) struct Piece {
     pub(super) targets: Vec<Target>,
     /// Reads: replicas that could not serve it.
     pub(super) tried: Vec<NodeSlot>,
+    /// Writes: sent again as damaged on the way, or as every replica's device failed. Reads: rounds over all
+    /// replicas that ended with nothing.
     pub(super) retries: u8,
     /// Some replica may have it, whatever was answered.
     pub(super) sent: bool,

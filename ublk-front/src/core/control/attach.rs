@@ -6,8 +6,8 @@ use crate::core::api::{ControlAction, ControlError, Now, Presented};
 use crate::core::config::READ_LEASE;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use ukai_meta::Attach;
 use ukai_meta::transition::{self, TransitionError};
+use ukai_meta::{Attach, Replica, ReplicaState};
 use ukai_proto::{ChunkIndex, NodeId, Seq, Version};
 
 impl ControlCore {
@@ -77,13 +77,25 @@ impl ControlCore {
             return;
         }
         for node in &missing {
-            if self.mark_stale(&[*node], out) {
+            if self.is_covered(*node, &missing) && self.mark_stale(&[*node], out) {
                 return;
             }
         }
         if now.since(since) > self.config.attach_max {
             self.end(Err(ControlError::Unreachable(self.names(missing))), out);
         }
+    }
+
+    /// Do nodes that are fenced have in sync whatever this one has? To record it stale while the others are
+    /// away too would bind the volume to one of several that have everything; whichever comes back first
+    /// will do.
+    fn is_covered(&self, node: NodeId, missing: &[NodeId]) -> bool {
+        let map = self.map();
+        let in_sync = |r: &Replica| r.state == ReplicaState::InSync;
+        map.sets_in_use().map(|set| map.set(set)).all(|set| {
+            let held = set.iter().any(|r| r.node == node && in_sync(r));
+            !held || set.iter().any(|r| in_sync(r) && !missing.contains(&r.node))
+        })
     }
 
     /// May the former front still tell its guest what a node says? Only nodes that are not fenced admit

@@ -1,6 +1,6 @@
 //! Barriers: draining, installing a configuration, ending for good.
 
-use super::{Gate, LaneCore};
+use super::{Gate, LaneCore, READ_ROUNDS_MAX};
 use crate::core::api::{GuestError, GuestTag, LaneAction, LaneReport, Now};
 use crate::core::config::{LaneConfig, NodeSlot};
 use crate::core::piece::{Kind, Target, TargetState};
@@ -111,7 +111,9 @@ impl LaneCore {
                 }
                 _ => None,
             });
-            if let Some(status) = failed {
+            if let Some(status) = failed
+                && !self.failed_in_passing(index, status)
+            {
                 let full = status == Status::NoSpace;
                 let error = if full {
                     GuestError::NoSpace
@@ -121,9 +123,16 @@ impl LaneCore {
                 self.end_piece(now, index, Err(error), out);
                 continue;
             }
+            let piece = self.pieces.get_mut(index);
             if piece.targets.is_empty() && piece.kind == Kind::Read {
-                self.end_piece(now, index, Err(GuestError::Io), out);
-                continue;
+                // The one that could have served it is gone. What was bad on the others may have been repaired.
+                piece.tried.clear();
+                piece.retries += 1;
+                if piece.retries > READ_ROUNDS_MAX {
+                    self.end_piece(now, index, Err(GuestError::Io), out);
+                    continue;
+                }
+                Self::aim(piece, &config, &[]);
             }
             for target in 0..self.pieces.get(index).targets.len() {
                 self.send(now, index, target, out);

@@ -28,7 +28,11 @@ use ukai_proto::{ChunkIndex, Flags, Header, Incarnation, NodeId, Seq, Status};
 /// connection, and the piece table bounded ([`LANE_DEPTH_MAX`] x this).
 const OP_PIECES_MAX: u16 = 32;
 /// Resends of a piece that a node found damaged on arrival before the node counts as failed.
-const WRITE_RETRIES_MAX: u8 = 3;
+pub(super) const WRITE_RETRIES_MAX: u8 = 3;
+/// Times that a read which no replica could serve is tried at all of them again, each with the next tick: a bad
+/// sector is repaired meanwhile from a replica that only failed in passing. One replica alone has nobody
+/// to be repaired from.
+pub(super) const READ_ROUNDS_MAX: u8 = 4;
 /// Times that a read which may not be told yet is asked again at once; then only by ticks, so that
 /// reads of what hangs do not load the node.
 const ASKED_AGAIN_AT_ONCE_MAX: u8 = 8;

@@ -1,6 +1,6 @@
 //! From answers to a completed request.
 
-use super::{ASKED_AGAIN_AT_ONCE_MAX, Gate, LaneCore, WRITE_RETRIES_MAX};
+use super::{ASKED_AGAIN_AT_ONCE_MAX, Gate, LaneCore, READ_ROUNDS_MAX, WRITE_RETRIES_MAX};
 use crate::core::api::{GuestError, GuestTag, LaneAction, LaneReport, Now};
 use crate::core::piece::{Kind, Target, TargetState};
 use ukai_proto::crc::crc32c;
@@ -127,7 +127,7 @@ impl LaneCore {
             Self::aim(piece, &config, &tried);
             piece.tried = tried;
             if piece.targets.is_empty() {
-                self.end_piece(now, index, Err(GuestError::Io), out);
+                self.none_could_serve(now, index, out);
             } else {
                 self.pieces.renew(index);
                 self.send(now, index, 0, out);
@@ -153,6 +153,42 @@ impl LaneCore {
         self.check_piece(now, index, out);
     }
 
+    /// Every replica has refused a read: from the next tick on all are asked again, as often as is sensible.
+    fn none_could_serve(&mut self, now: Now, index: u32, out: &mut Vec<LaneAction>) {
+        let config = self.current();
+        let piece = self.pieces.get_mut(index);
+        let alone = config.set_of(piece.part.chunk).read.len() == 1;
+        if alone || piece.retries >= READ_ROUNDS_MAX {
+            self.end_piece(now, index, Err(GuestError::Io), out);
+            return;
+        }
+        piece.retries += 1;
+        piece.asked_again = piece.asked_again.saturating_add(1);
+        piece.tried.clear();
+        Self::aim(piece, &config, &[]);
+        self.pieces.renew(index);
+    }
+
+    /// A write failed on devices whose replicas cannot be spared. What went wrong once may go well the next time,
+    /// and the same write heals what it left bad. `true`: it is to be sent to them again.
+    pub(super) fn failed_in_passing(&mut self, index: u32, status: Status) -> bool {
+        let piece = self.pieces.get_mut(index);
+        if status != Status::IoError
+            || piece.retries >= WRITE_RETRIES_MAX
+            || !piece.kind.is_versioned()
+        {
+            return false;
+        }
+        let failed = |t: &&mut Target| t.state == TargetState::Failed(status);
+        let mut again = false;
+        for target in piece.targets.iter_mut().filter(failed) {
+            target.state = TargetState::Unsent;
+            again = true;
+        }
+        piece.retries += u8::from(again);
+        again
+    }
+
     /// Ends the piece if every target has answered, or every one has failed.
     pub(super) fn check_piece(&mut self, now: Now, index: u32, out: &mut Vec<LaneAction>) {
         let piece = self.pieces.get(index);
@@ -170,6 +206,20 @@ impl LaneCore {
             .iter()
             .all(|t| matches!(t.state, TargetState::Failed(_)))
         {
+            if self.failed_in_passing(index, Status::IoError) {
+                for target in 0..self.pieces.get(index).targets.len() {
+                    let Target { slot, state, .. } = self.pieces.get(index).targets[target];
+                    if let TargetState::Failed(status) = state {
+                        // Now there may be others that have it: control is to judge this one.
+                        let node = self.current().nodes[usize::from(slot.0)].node;
+                        let failed = LaneReport::ReplicaFailed { node, status };
+                        out.push(LaneAction::Report(failed));
+                    }
+                    self.send(now, index, target, out);
+                }
+                return;
+            }
+            let piece = self.pieces.get(index);
             let full = piece
                 .targets
                 .iter()
