@@ -12,11 +12,15 @@ use ublk_front::core::api::{
     BufferPart, ControlAction, ControlError, ControlEvent, GuestTag, LaneAction, LaneId, LaneOrder,
     LaneReport, Now, Peer, PeerIndex,
 };
+use ublk_front::core::window::WINDOW;
 use ublk_front::core::{ControlConfig, ControlCore, LaneCore, LaneLimits, SharedSeq};
 use ukai_meta::Attach;
 use ukai_meta::memory::MemoryStore;
 use ukai_proto::message::{Hello, Pull, Pulled, Role};
 use ukai_proto::{BootId, Flags, Frame, Header, Incarnation, NodeId, Opcode, Status};
+
+/// Between ticks of control and lanes.
+const FRONT_TICK_NS: u64 = 50 * MS;
 
 /// Which part of a front a connection belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -119,7 +123,7 @@ impl World {
             slots: Vec::new(),
         });
         self.control(index, ControlEvent::Start);
-        let at = self.queue.now() + 50 * MS;
+        let at = self.queue.now() + FRONT_TICK_NS;
         self.queue.push(at, Event::FrontTick { front: index });
     }
 
@@ -158,8 +162,22 @@ impl World {
         for lane in 0..self.fronts[front].lanes.len() {
             self.lane(front, lane, |lane, now, out| lane.tick(now, out));
         }
-        let at = self.queue.now() + 50 * MS;
+        self.windows(front);
+        let at = self.queue.now() + FRONT_TICK_NS;
         self.queue.push(at, Event::FrontTick { front });
+    }
+
+    /// Lanes tell what they measured, as often as those of a shell.
+    fn windows(&mut self, front: FrontIndex) {
+        let (now, window) = (self.now(), WINDOW.as_nanos());
+        if u128::from(now.0) % window >= u128::from(FRONT_TICK_NS) {
+            return;
+        }
+        for lane in 0..self.fronts[front].lanes.len() {
+            if let Some(window) = self.fronts[front].lanes[lane].window(now) {
+                self.control(front, ControlEvent::Window(lane_id(lane), window));
+            }
+        }
     }
 
     pub(crate) fn control(&mut self, front: FrontIndex, event: ControlEvent) {
@@ -275,7 +293,7 @@ impl World {
     }
 
     fn connect_later(&mut self, front: FrontIndex, conn: Conn, peer: PeerIndex) {
-        let at = self.queue.now() + 50 * MS + self.up_to(200 * MS);
+        let at = self.queue.now() + FRONT_TICK_NS + self.up_to(200 * MS);
         self.queue.push(at, Event::Connect { front, conn, peer });
     }
 
@@ -515,7 +533,7 @@ impl World {
 
     /// The operator starts another front if none is left.
     pub(crate) fn replace_front(&mut self, host: usize) {
-        let at = self.queue.now() + 50 * MS + self.up_to(2 * SECOND);
+        let at = self.queue.now() + FRONT_TICK_NS + self.up_to(2 * SECOND);
         self.queue.push(at, Event::FrontStart { host, force: true });
     }
 

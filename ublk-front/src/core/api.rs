@@ -8,6 +8,7 @@ use ukai_proto::{
 };
 
 use super::config::LaneConfig;
+use super::window::LaneWindow;
 
 /// Nanoseconds on a clock that only grows; its zero is the shell's choice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -299,6 +300,8 @@ pub enum ControlEvent {
     LaneRemoved(LaneId),
     /// A lane reports.
     Lane(LaneId, LaneReport),
+    /// What a lane measured lately.
+    Window(LaneId, Box<LaneWindow>),
     /// The volume's head may have changed.
     MapChanged,
     /// Time passes; call at least every 100 ms.

@@ -883,3 +883,20 @@ fn absurd_counts_of_a_copy_and_chunks_beyond_the_end_are_survived() {
         "both chunks that there are, both ways"
     );
 }
+
+#[test]
+fn windows_of_all_lanes_are_one_latency() {
+    let mut world = World::serving();
+    for (lane, us) in [(0, 100), (1, 900)] {
+        let mut window = Box::new(super::window::LaneWindow::default());
+        window.read.saturating_record(us * 1000);
+        world.event(ControlEvent::Window(LaneId(lane), window));
+    }
+    let (p99, samples) = world
+        .core
+        .guest_latency()
+        .p99(world.now, Duration::from_secs(1))
+        .expect("samples");
+    assert_eq!(samples, 2);
+    assert!((900..910).contains(&p99.as_micros()), "{p99:?}");
+}

@@ -733,3 +733,21 @@ fn a_read_of_several_sectors_waits_for_each_write_that_it_shows() {
         }
     }
 }
+
+#[test]
+fn a_window_tells_what_ended_and_what_hangs() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.lane.window(bench.now), None);
+    bench.write(1, 0);
+    bench.now = bench.now.after(Duration::from_millis(3));
+    let window = bench.lane.window(bench.now).expect("one is in flight");
+    assert_eq!(window.oldest, Some(Duration::from_millis(3)));
+    assert!(window.write.is_empty() && window.write_bytes == 0);
+    for sent in bench.sent() {
+        bench.answer(&sent, Status::Ok);
+    }
+    let window = bench.lane.window(bench.now).expect("one ended");
+    assert_eq!((window.oldest, window.write.len()), (None, 1));
+    assert_eq!(window.write_bytes, SECTOR_BYTES as u64);
+    assert_eq!(bench.lane.window(bench.now), None);
+}

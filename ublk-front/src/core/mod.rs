@@ -19,6 +19,7 @@ mod piece;
 pub mod seq;
 mod split;
 pub mod stats;
+pub mod window;
 
 pub use control::{ControlConfig, ControlCore, ControlStatus};
 pub use lane::{LaneCore, LaneLimits};

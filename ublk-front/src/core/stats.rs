@@ -31,7 +31,8 @@ pub struct LaneStats {
     pub read_retries: u64,
 }
 
-fn histogram() -> Histogram<u64> {
+/// An empty histogram of latencies in nanoseconds; all have the same bounds and precision.
+pub(super) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, LATENCY_NS_MAX, 2)
         .unwrap_or_else(|error| panic!("constant bounds: {error}"))
 }

@@ -10,6 +10,7 @@ use super::wake::{EventFd, Mailbox, Post};
 use crate::core::api::{LANES_MAX, LaneId, LaneOrder, LaneReport, MetaId, MetaOutcome, Presented};
 use crate::core::seq::SharedSeq;
 use crate::core::stats::LaneStats;
+use crate::core::window::LaneWindow;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -121,6 +122,8 @@ pub enum ControlInput {
     LaneRemoved(LaneId),
     /// It reports.
     Lane(LaneId, LaneReport),
+    /// What it measured lately.
+    Window(LaneId, Box<LaneWindow>),
     /// Its counters, asked for by [`LaneMail::Stats`] or sent when it ends.
     Stats {
         /// Which lane.
@@ -262,6 +265,11 @@ impl LaneSeat {
     /// Tell control.
     pub fn report(&self, report: LaneReport) {
         self.port.post(ControlInput::Lane(self.lane, report));
+    }
+
+    /// Tell control what the lane measured lately.
+    pub fn window(&self, window: Box<LaneWindow>) {
+        self.port.post(ControlInput::Window(self.lane, window));
     }
 
     /// Tell control the lane's counters.

@@ -13,14 +13,18 @@ use super::user_data::{Kind, pack, unpack};
 use crate::core::api::{
     BufferPart, GuestError, GuestIo, GuestOp, GuestTag, LaneAction, LaneOrder, Now, PeerIndex,
 };
+use crate::core::window::WINDOW;
 use crate::core::{LaneCore, LaneLimits};
 use io_uring::{opcode, squeue, types};
 use std::os::fd::AsRawFd;
 use std::slice;
 use ukai_proto::{Header, Incarnation};
 
+/// Ticks in one window of measurements.
+const WINDOW_TICKS: u32 = 2;
 /// Nanoseconds between ticks: `LaneCore` measures its timeouts, in seconds, with it.
-const TICK_NANOS: u32 = 100_000_000;
+#[allow(clippy::cast_possible_truncation)] // a fraction of a second
+const TICK_NANOS: u32 = WINDOW.as_nanos() as u32 / WINDOW_TICKS;
 
 /// A guest request and how it ended.
 pub type Completion = (GuestTag, Result<(), GuestError>);
@@ -40,6 +44,7 @@ pub struct LaneDriver {
     wake_in_flight: bool,
     tick_spec: Box<types::Timespec>,
     tick_in_flight: bool,
+    ticks: u32,
     tick_end: TickEnd,
     closing: bool,
 }
@@ -94,6 +99,7 @@ impl LaneDriver {
             wake_in_flight: false,
             tick_spec: Box::new(types::Timespec::new().nsec(TICK_NANOS)),
             tick_in_flight: false,
+            ticks: 0,
             tick_end: TickEnd::NotYet,
             closing: false,
         }
@@ -151,6 +157,12 @@ impl LaneDriver {
                 if !self.closing {
                     self.core.tick(now, &mut self.actions);
                     self.act(buffers);
+                    self.ticks = self.ticks.wrapping_add(1);
+                    if self.ticks.is_multiple_of(WINDOW_TICKS)
+                        && let Some(window) = self.core.window(now)
+                    {
+                        self.seat.window(window);
+                    }
                     let Self {
                         core,
                         actions,

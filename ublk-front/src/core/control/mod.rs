@@ -14,6 +14,7 @@
 //! | `change` | the next metadata transaction, and what its outcome means |
 //! | `barrier` | prepare and install over all lanes |
 //! | `sync` | filling joining replicas (after an outage, or a new location) |
+//! | `guest_latency` | latency of the guest over the last moments |
 //! | `health` | which nodes are down, lost, restarted; read preference |
 //! | `detach` | flush, settle, give the volume back |
 //! | `request` | requests to nodes and their replies |
@@ -22,6 +23,7 @@ mod attach;
 mod barrier;
 mod change;
 mod detach;
+pub mod guest_latency;
 mod health;
 mod reconcile;
 mod renew;
@@ -37,6 +39,7 @@ use super::config::{LaneConfig, NodeEntry};
 use super::seq::SharedSeq;
 use barrier::{Barrier, LaneState};
 use change::Purpose;
+use guest_latency::GuestLatency;
 use health::NodeSeen;
 use request::Requests;
 pub use status::{ControlStatus, NodeStatus, SyncStatus};
@@ -157,6 +160,7 @@ pub struct ControlCore {
     lease_at: Now,
     leases_asked: u64,
     copied: Pulled,
+    guest_latency: GuestLatency,
     notes_given: BTreeSet<String>,
 }
 
@@ -203,6 +207,7 @@ impl ControlCore {
             lease_at: Now(0),
             leases_asked: 0,
             copied: Pulled::default(),
+            guest_latency: GuestLatency::default(),
             notes_given: BTreeSet::new(),
         }
     }
@@ -234,11 +239,18 @@ impl ControlCore {
                 self.forget_lane(now, lane);
             }
             ControlEvent::Lane(lane, report) => self.lane_report(now, lane, report, out),
+            ControlEvent::Window(_, window) => self.guest_latency.add(now, &window),
             ControlEvent::MapChanged => self.reload_wanted = true,
             ControlEvent::Tick => self.expire_requests(now, out),
             ControlEvent::Detach => self.begin_detach(now, out),
         }
         self.drive(now, out);
+    }
+
+    /// Latency of the guest over the last moments.
+    #[must_use]
+    pub fn guest_latency(&self) -> &GuestLatency {
+        &self.guest_latency
     }
 
     fn lane_report(

@@ -17,6 +17,7 @@ use super::config::LaneConfig;
 use super::piece::{Kind, Pieces, TargetState};
 use super::seq::SharedSeq;
 use super::stats::LaneStats;
+use super::window::{LaneWindow, Told};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,6 +114,7 @@ pub struct LaneCore {
     unreconciled: BTreeMap<ChunkIndex, bool>,
     peers: Vec<PeerState>,
     stats: LaneStats,
+    told: Told,
 }
 
 impl LaneCore {
@@ -133,6 +135,7 @@ impl LaneCore {
             unreconciled: BTreeMap::new(),
             peers: Vec::new(),
             stats: LaneStats::default(),
+            told: Told::default(),
         }
     }
 
@@ -140,6 +143,13 @@ impl LaneCore {
     #[must_use]
     pub fn stats(&self) -> &LaneStats {
         &self.stats
+    }
+
+    /// What was measured since the last call; `None` if there was nothing. Shells call it every
+    /// [`super::window::WINDOW`] and give it to control.
+    pub fn window(&mut self, now: Now) -> Option<Box<LaneWindow>> {
+        let ages = self.ops.iter().flatten().map(|op| now.since(op.started));
+        self.told.window(&self.stats, ages.max())
     }
 
     /// Guest requests not yet answered.

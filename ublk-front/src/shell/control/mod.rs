@@ -282,6 +282,9 @@ impl Control {
                 self.events.push(ControlEvent::LaneRemoved(lane));
             }
             ControlInput::Lane(lane, report) => self.events.push(ControlEvent::Lane(lane, report)),
+            ControlInput::Window(lane, window) => {
+                self.events.push(ControlEvent::Window(lane, window));
+            }
             ControlInput::Stats { lane, stats, last } => {
                 self.counters.told(lane, *stats, last);
                 self.asked
