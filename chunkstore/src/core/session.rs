@@ -15,6 +15,11 @@ pub const CONNS_MAX: usize = 1024;
 /// A connection that has not said HELLO after so long is closed: scanners and lost clients must not
 /// use up [`CONNS_MAX`].
 pub const HELLO_TIMEOUT_NS: u64 = 10_000_000_000;
+/// Requests in flight on a shard, those of closed connections included: 16 connections at their limit.
+pub(super) const SHARD_REQUESTS_MAX: usize = 16 * CONN_REQUESTS_MAX;
+/// Their payload: what a shard may hold in buffers, however often clients connect again while the
+/// device is slow.
+pub(super) const SHARD_BYTES_MAX: usize = 8 * CONN_BYTES_MAX;
 /// Sectors of a LIST: its states fill half of the largest auxiliary section.
 pub(super) const LIST_SECTORS_MAX: u16 = 2048;
 /// Sectors of the largest chunk.
@@ -37,6 +42,9 @@ struct Session {
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
     open: BTreeMap<ConnId, Session>,
+    /// Of all, closed ones included.
+    requests: usize,
+    bytes: usize,
 }
 
 impl Sessions {
@@ -88,16 +96,26 @@ impl Sessions {
             return Err(Status::BadRequest);
         };
         let bytes = payload_bytes(header);
-        if session.requests >= CONN_REQUESTS_MAX || session.bytes + bytes > CONN_BYTES_MAX {
+        let conn_full =
+            session.requests >= CONN_REQUESTS_MAX || session.bytes + bytes > CONN_BYTES_MAX;
+        let shard_full =
+            self.requests >= SHARD_REQUESTS_MAX || self.bytes + bytes > SHARD_BYTES_MAX;
+        if conn_full || shard_full {
             return Err(Status::Busy);
         }
         session.requests += 1;
         session.bytes += bytes;
+        self.requests += 1;
+        self.bytes += bytes;
         Ok(())
     }
 
     /// The admitted request was answered. `false`: the connection is gone, drop the reply.
     pub(super) fn answered(&mut self, conn: ConnId, header: &Header) -> bool {
+        let bytes = payload_bytes(header);
+        assert!(self.requests > 0, "more replies than requests admitted");
+        self.requests -= 1;
+        self.bytes -= bytes;
         let Some(session) = self.open.get_mut(&conn) else {
             return false;
         };
@@ -106,7 +124,7 @@ impl Sessions {
             "{conn:?}: more replies than requests admitted"
         );
         session.requests -= 1;
-        session.bytes -= payload_bytes(header);
+        session.bytes -= bytes;
         true
     }
 }

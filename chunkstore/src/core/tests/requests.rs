@@ -177,6 +177,34 @@ fn too_much_in_flight_is_busy_until_replies_went_out() {
     assert_eq!(node.status(on(Opcode::Ping)), Status::Ok);
 }
 
+#[test]
+fn what_closed_connections_left_in_flight_counts_against_the_shard() {
+    let mut node = Node::new(1);
+    node.fence(1, 0);
+    node.core.store.hold = true;
+    let mut admitted = 0;
+    // A client that fills its connection, leaves and comes back, while the device says nothing.
+    let refused = (100..164).map(ConnId).any(|conn| {
+        node.event(ShardEvent::ConnOpened { conn });
+        assert_eq!(node.hello(conn, |_| {}).header.status, Status::Ok);
+        for _ in 0..64 {
+            let frame = Frame::bare(ranged(Opcode::Read, 1, 0, 256));
+            node.event(ShardEvent::Frame { conn, frame });
+            if let Some((_, reply)) = node.replies.pop() {
+                assert_eq!(reply.header.status, Status::Busy);
+                return true;
+            }
+            admitted += 1;
+        }
+        node.event(ShardEvent::ConnClosed { conn });
+        false
+    });
+    assert!(refused, "{admitted} reads of 1 MiB are in flight");
+    assert_eq!(admitted, 512);
+    release(&mut node);
+    assert_eq!(node.status(ranged(Opcode::Read, 1, 0, 256)), Status::Ok);
+}
+
 fn on_token(opcode: Opcode, token: u32) -> Header {
     Header {
         token: Token(token),
