@@ -39,6 +39,8 @@ struct World {
     /// Copies tell numbers that no chunk has.
     absurd: bool,
     meta_down: bool,
+    /// The next transaction lands, but nobody is told.
+    outcome_lost: bool,
     /// The volume's records are gone.
     deleted: bool,
     orders: Vec<LaneOrder>,
@@ -71,6 +73,7 @@ impl World {
             unanswered: BTreeMap::new(),
             absurd: false,
             meta_down: false,
+            outcome_lost: false,
             deleted: false,
             orders: Vec::new(),
             lane_stuck: false,
@@ -138,6 +141,9 @@ impl World {
             }
             ControlAction::MetaCommit(id, update) => {
                 let outcome = if self.meta_down {
+                    MetaOutcome::Failed(CommitError::Unknown)
+                } else if std::mem::take(&mut self.outcome_lost) {
+                    self.map = committed(*update);
                     MetaOutcome::Failed(CommitError::Unknown)
                 } else {
                     self.map = committed(*update);
@@ -789,6 +795,33 @@ fn answers_to_an_earlier_copy_job_do_not_count_for_the_next() {
 }
 
 /// A bad sector at the source is not copied; the target without it is not equal to what is good elsewhere.
+#[test]
+fn a_job_whose_node_was_recorded_stale_by_a_lost_answer_begins_anew() {
+    let mut world = World::serving();
+    world.lose(PEER_B);
+    world.pass(Duration::from_secs(1));
+    world.lists_kept = Some(Vec::new());
+    world.restore(PEER_B, 2);
+    world.pass(Duration::from_secs(2));
+    let lists = world.lists_kept.take().unwrap();
+    assert!(!lists.is_empty(), "the job has begun");
+    world.outcome_lost = true;
+    let (node, status) = (B, Status::NoSpace);
+    world.event(ControlEvent::Lane(
+        LaneId(0),
+        LaneReport::ReplicaFailed { node, status },
+    ));
+    world.pass(Duration::from_millis(100));
+    assert!(!world.outcome_lost, "the node was recorded stale");
+    for event in lists {
+        world.event(event);
+    }
+    for _ in 0..20 {
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(world.state(B), Some(ReplicaState::InSync));
+}
+
 #[test]
 fn a_chunk_that_is_bad_at_one_source_is_copied_from_another_and_repaired() {
     let mut world = World::serving();

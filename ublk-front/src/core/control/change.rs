@@ -349,7 +349,7 @@ impl ControlCore {
     }
 
     /// Flap damping: the pause before the next rejoin doubles with each loss soon after a return.
-    fn stale_recorded(&mut self, now: Now, node: NodeId) {
+    pub(super) fn stale_recorded(&mut self, now: Now, node: NodeId) {
         if self.sync.as_ref().is_some_and(|sync| sync.node == node) {
             self.sync = None;
         }

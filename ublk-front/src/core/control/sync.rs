@@ -105,6 +105,12 @@ impl ControlCore {
             self.sync_failed(now, out);
             return;
         }
+        let begun = !matches!(sync.stage, Stage::Fencing | Stage::Begin);
+        if begun && matches!(self.map().health(node), Some(NodeHealth::Stale { .. })) {
+            // By a transaction of ours whose outcome was not told, as the map shows: the job is void.
+            self.stale_recorded(now, node);
+            return;
+        }
         match sync.stage.clone() {
             Stage::Fencing => match self.all_fenced(node) {
                 None => self.fence_node(now, node, out),
