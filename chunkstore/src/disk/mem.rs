@@ -13,6 +13,8 @@ use std::rc::Rc;
 
 /// EIO.
 pub const EIO: i32 = 5;
+/// ENOSPC.
+pub const ENOSPC: i32 = 28;
 
 type Sector = Rc<[u8; BLOCK_BYTES]>;
 
@@ -384,6 +386,25 @@ impl MemDisk {
             },
             Submitted::Punch { io } => (io, DiskResult::Done),
         }
+    }
+
+    /// Fail the pending write at `index` with this errno.
+    pub fn fail(&mut self, index: usize, errno: i32) -> (IoId, DiskResult<Vec<u8>>) {
+        let Submitted::Write { io, serial, .. } = self.submitted.remove(index) else {
+            panic!("only writes fail for want of room")
+        };
+        self.fail_write(serial);
+        (io, DiskResult::Failed(errno))
+    }
+
+    /// Is the pending operation a write to where nothing was ever written?
+    #[must_use]
+    pub fn needs_room(&self, index: usize) -> bool {
+        let Submitted::Write { serial, .. } = self.submitted[index] else {
+            return false;
+        };
+        let mut sectors = self.volatile[&serial].sectors();
+        sectors.any(|(sector, _)| self.sector(sector * BLOCK).is_none())
     }
 
     fn fail_write(&mut self, serial: u64) {

@@ -1,7 +1,7 @@
 //! The fault atlas: which copies are good, and so what may still be destroyed.
 //!
 //! A replica is *good* for a chunk if the map says in-sync, its node did not lose power unnoticed and takes
-//! writes, and no sector of the chunk is damaged on it. A fault that takes data away needs another good replica; one
+//! writes (no failed flush, and no change refused just now for want of room), and no sector of the chunk is damaged on it. A fault that takes data away needs another good replica; one
 //! that only takes a node away for a while must not leave a damaged or suspect one as the last in sync.
 //! So whatever fails in a run is a bug, not bad luck.
 
@@ -13,7 +13,7 @@ use ukai_meta::map::VolumeMap;
 use ukai_proto::ChunkIndex;
 
 /// Damage found so late was overlooked by nobody: fronts notice a lost node within this time.
-const NOTICE_MAX: u64 = 3 * SECOND;
+pub(crate) const NOTICE_MAX: u64 = 3 * SECOND;
 
 /// A sector that a node cannot give back as it was written.
 #[derive(Debug)]
@@ -77,7 +77,8 @@ impl World {
     fn is_good(&self, node: NodeIndex, chunk: ChunkIndex) -> bool {
         let state = &self.nodes[node];
         let poisoned = state.process.as_ref().is_some_and(Process::is_poisoned);
-        state.suspect_since.is_none() && !poisoned && !self.is_damaged(node, chunk)
+        let full = state.full_until > self.queue.now();
+        state.suspect_since.is_none() && !poisoned && !full && !self.is_damaged(node, chunk)
     }
 
     /// Does something hold for the other in-sync replicas of every chunk that the node has in sync?

@@ -8,7 +8,7 @@ use crate::queue::{MS, SECOND};
 use crate::tally::Mark;
 use crate::world::{Event, NodeIndex, VOLUME, World};
 use chunkstore::disk::api::{DiskResult, IoId};
-use chunkstore::disk::mem::OpKind;
+use chunkstore::disk::mem::{ENOSPC, OpKind};
 use rand::RngExt;
 use ublk_front::core::api::{ControlEvent, LaneId, LaneReport};
 use ukai_checker::Content;
@@ -158,6 +158,9 @@ impl World {
             OpKind::Sync if planned.sync => Some(FaultKind::FlushError),
             _ => None,
         };
+        if op == OpKind::Write && self.finds_device_full(node, index) {
+            return self.nodes[node].disk.fail(index, ENOSPC);
+        }
         // Others must have what the operation was about: the guest would have to see the error.
         if let Some(kind) = kind
             && self.may_be_wiped(node)

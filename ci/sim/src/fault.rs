@@ -5,7 +5,7 @@
 
 use crate::queue::{MS, SECOND};
 use crate::tally::Mark;
-use crate::world::{Event, NodeIndex, World};
+use crate::world::{Event, FrontIndex, NodeIndex, World};
 use rand::RngExt;
 use ukai_checker::Event as Line;
 use ukai_proto::ChunkIndex;
@@ -105,6 +105,25 @@ kinds! {
     MisdirectedRead = "misdirected read", 15, 500..6000;
     /// A device answers nothing for a while.
     Hang = "device hang", 15, 1000..10_000;
+    /// A device takes nothing new for a while: ENOSPC, as from a thin file on a full file system.
+    DeviceFull = "device full", 30, 500..6000;
+    /// A node's process is started in another protocol version, later in the right one.
+    OtherNode = "node of another version", 25, 1500..10_000;
+    /// The same with a front, after a crash of the one that served.
+    OtherFront = "front of another version", 20, 3000..15_000;
+    /// One host reaches no node, or some, perhaps not the metadata store either; perhaps another host attaches.
+    PartitionHost = "partition of a host", 30, 2000..12_000;
+    /// An administrator moves chunks in steps; the command may be run twice, cancelled, or killed and run again.
+    Move = "move", 35, 500..5000;
+    /// Detached; then `synchronize` runs (may be killed and run again), then another host attaches.
+    Synchronize = "synchronize", 25, 3000..15_000;
+}
+
+impl FaultKind {
+    /// Kinds that came later are drawn from a stream of their own: seeds that do not have them stay what they were.
+    pub(crate) fn is_later(self) -> bool {
+        self >= Self::DeviceFull
+    }
 }
 
 impl World {
@@ -202,6 +221,12 @@ impl World {
             FaultKind::Hang => self
                 .any_dispensable_node()
                 .is_some_and(|node| self.hang_device(node)),
+            FaultKind::DeviceFull => self.fill_a_device(),
+            FaultKind::OtherNode => self.restart_in_other_version(),
+            FaultKind::OtherFront => self.front_of_other_version(),
+            FaultKind::PartitionHost => self.partition_host(),
+            FaultKind::Move => self.begin_move(),
+            FaultKind::Synchronize => self.begin_synchronize(),
         }
     }
 
@@ -220,7 +245,7 @@ impl World {
     }
 
     /// A running node without which the others have everything.
-    fn any_dispensable_node(&mut self) -> Option<NodeIndex> {
+    pub(crate) fn any_dispensable_node(&mut self) -> Option<NodeIndex> {
         self.any_running_node()
             .filter(|node| self.may_be_away(*node))
     }
@@ -234,18 +259,13 @@ impl World {
         })
     }
 
-    fn crash_the_front(&mut self) -> bool {
+    pub(crate) fn crash_the_front(&mut self) -> bool {
         let Some(front) = self.newest_front() else {
             return false;
         };
         self.crash_front(front);
         // Of two guests whose fronts died, one is lost with its host.
-        // A front that was fenced meanwhile leaves no requests to be issued again: their intervals are over.
-        let token = self.load_map().map(|map| map.head.token.0);
-        let stays = self.swarm.reissue
-            && self.fronts[front].ready
-            && token == Some(self.fronts[front].token)
-            && !self.has_orphans();
+        let stays = self.reissues(front);
         self.guest_left_alone(front, stays);
         let host = self.fronts[front].host;
         let host = if stays || self.in_256(128) {
@@ -263,6 +283,15 @@ impl World {
             }
         }
         true
+    }
+
+    /// Are the requests of a front that dies issued again? If it was fenced meanwhile, their intervals are over.
+    pub(crate) fn reissues(&self, front: FrontIndex) -> bool {
+        let token = self.load_map().map(|map| map.head.token.0);
+        self.swarm.reissue
+            && self.fronts[front].ready
+            && token == Some(self.fronts[front].token)
+            && !self.has_orphans()
     }
 
     /// Crashes a node, unless it has what another one lacks.

@@ -16,6 +16,7 @@ use ublk_front::core::window::WINDOW;
 use ublk_front::core::{ControlConfig, ControlCore, LaneCore, LaneLimits, SharedSeq};
 use ukai_meta::Attach;
 use ukai_meta::memory::MemoryStore;
+use ukai_proto::header::PROTOCOL;
 use ukai_proto::message::{Hello, Pull, Pulled, Role};
 use ukai_proto::{BootId, Flags, Frame, Header, Incarnation, NodeId, Opcode, Status};
 
@@ -39,6 +40,12 @@ struct ConnState {
 /// A front process, alive or dead.
 pub(crate) struct Front {
     pub(crate) host: usize,
+    /// The version of the protocol that it speaks.
+    pub(crate) protocol: u8,
+    /// It is there to settle the volume, then detaches.
+    pub(crate) settles: bool,
+    /// So many such before it were killed.
+    pub(crate) runs: u32,
     /// The process runs.
     pub(crate) alive: bool,
     /// Control has ended: it only waits for its guests to see their errors.
@@ -100,8 +107,12 @@ impl World {
         let meta = self.meta.session();
         meta.set_unavailable(self.meta_down);
         self.say(|| format!("front f{index} starts on h{host}"));
+        let next = std::mem::take(&mut self.next_front);
         self.fronts.push(Front {
             host,
+            protocol: next.protocol.unwrap_or(PROTOCOL),
+            settles: next.settles,
+            runs: 0,
             alive: true,
             ended: false,
             ready: false,
@@ -117,11 +128,12 @@ impl World {
             order_at: Vec::new(),
             report_at: Vec::new(),
             paused_until: 0,
-            leaving: false,
+            leaving: next.settles,
             detaching: false,
             outcome_unknown: false,
             slots: Vec::new(),
         });
+        self.started_as(index, next);
         self.control(index, ControlEvent::Start);
         let at = self.queue.now() + FRONT_TICK_NS;
         self.queue.push(at, Event::FrontTick { front: index });
@@ -542,6 +554,11 @@ impl World {
         self.fronts
             .iter()
             .rposition(|front| front.alive && !front.ended)
+    }
+
+    /// Nothing is left to copy, delete or record, as the front sees it.
+    pub(crate) fn is_settled(&self, front: FrontIndex) -> bool {
+        self.fronts[front].control.status().settled
     }
 
     /// What control knows of its nodes, for explanations.

@@ -8,7 +8,7 @@ use crate::tally::Mark;
 use crate::verify::Phase;
 use crate::world::{Event, FrontIndex, VOLUME, World};
 use rand::RngExt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use ublk_front::core::api::{GuestError, GuestIo, GuestOp, GuestTag, LaneId};
 use ukai_checker::{Content, Event as Line, History, Kind, Mode, SectorValue, Stamp};
 use ukai_meta::ReplicaState;
@@ -20,6 +20,8 @@ const NAME: &str = "v";
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) op: u64,
+    /// When the guest asked.
+    pub(crate) since: u64,
     pub(crate) io: GuestIo,
     pub(crate) data: Vec<u8>,
     /// Canary: pieces sent, by wire tag, and whether any replica has them.
@@ -42,6 +44,9 @@ pub(crate) struct Guest {
     orphans: Vec<(usize, Slot)>,
     /// Where the guest works.
     pub(crate) ranges: Vec<(u64, u32)>,
+    /// Slots that were given back to make room at the end, and the one that is to be next.
+    pub(crate) given_back: BTreeSet<u64>,
+    pub(crate) gives_back: Option<u64>,
     /// Reads of the last phase.
     pub(crate) final_reads: Vec<(u64, u32)>,
 }
@@ -63,6 +68,8 @@ impl Guest {
             acked_writes: 0,
             orphans: Vec::new(),
             ranges: Vec::new(),
+            given_back: BTreeSet::new(),
+            gives_back: None,
             final_reads: Vec::new(),
         }
     }
@@ -173,6 +180,10 @@ impl World {
                 self.guest.requests_left -= 1;
                 io
             }
+            Phase::Settling { .. } => match self.discard_to_make_room(front, tag) {
+                Some(io) => io,
+                None => return,
+            },
             Phase::FinalReads => match self.guest.final_reads.pop() {
                 Some((sector, count)) => GuestIo {
                     tag,
@@ -200,7 +211,7 @@ impl World {
 
     /// A guest whose requests are issued again after its front died must not overwrite what is still
     /// being written: the older write would be done again after the newer one.
-    fn collides(&self, front: FrontIndex, io: &GuestIo) -> bool {
+    pub(crate) fn collides(&self, front: FrontIndex, io: &GuestIo) -> bool {
         let writes = |op: GuestOp| matches!(op, GuestOp::Write { .. } | GuestOp::Zero { .. });
         let end = |io: &GuestIo| io.sector + u64::from(io.count);
         let mut running = self.fronts[front].slots.iter().flatten().flatten();
@@ -314,8 +325,10 @@ impl World {
         self.say(|| format!("f{front}: op {op} starts: {kind:?}"));
         self.guest.record(|t| Line::Invoke { t, op, kind });
         self.trace.mix(op);
+        let since = self.queue.now();
         let slot = Slot {
             op,
+            since,
             io,
             data,
             pieces: BTreeMap::new(),
@@ -341,10 +354,12 @@ impl World {
         }
         if result == Err(GuestError::Io) && self.is_excused(&slot.io) {
             self.give_up("the guest asked for a sector whose last good copy is gone");
+        } else if self.is_for_want_of_room(&slot, result) {
+            self.mark(Mark::GuestNoSpace);
         } else if let Err(error @ (GuestError::Io | GuestError::NoSpace | GuestError::Invalid)) =
             result
         {
-            // No fault of the simulator lasts as long as requests are held, and space suffices.
+            // No fault of the simulator lasts as long as requests are held.
             let what = format!(
                 "op {} fails: {error}; {}; {}",
                 slot.op,

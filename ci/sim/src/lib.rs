@@ -24,6 +24,9 @@
 //! | `fault` | kinds of faults, and when they come |
 //! | `atlas` | which copies are good, and so what may still be hit: never the last good copy |
 //! | `outage`, `device`, `operator` | how faults are done: of networks and processes, of devices, by people |
+//! | `full` | nodes and devices without room, and how room is given |
+//! | `version` | processes that speak another version of the protocol |
+//! | `moving` | what an administrator does in several steps |
 //! | `tally` | what happened, by kind, and rare branches that were reached |
 //! | `verify` | phases, and the comparison at the end |
 #![forbid(unsafe_code)]
@@ -33,8 +36,10 @@ mod canary;
 mod device;
 mod fault;
 mod front;
+mod full;
 mod guest;
 mod meta;
+mod moving;
 mod net;
 mod node;
 mod operator;
@@ -45,6 +50,7 @@ mod swarm;
 pub mod tally;
 mod trace;
 mod verify;
+mod version;
 mod world;
 
 use rand::SeedableRng;
@@ -125,7 +131,7 @@ pub enum Failure {
 #[must_use]
 pub fn run_once(seed: u64, options: Options) -> Outcome {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let swarm = swarm::Swarm::draw(&mut rng);
+    let swarm = swarm::Swarm::draw(&mut rng, &mut later(seed));
     let run = std::panic::AssertUnwindSafe(|| world::World::new(rng, swarm, options).run());
     std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -135,6 +141,11 @@ pub fn run_once(seed: u64, options: Options) -> Outcome {
             ..Outcome::default()
         }
     })
+}
+
+/// The stream of what was added to the simulator later, so that what a seed stood for before stays the same.
+fn later(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed ^ (4 << 48))
 }
 
 /// Runs a seed twice and compares.
@@ -165,7 +176,7 @@ pub fn run(seed: u64, options: Options) -> Outcome {
 #[must_use]
 pub fn describe(seed: u64) -> String {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    format!("{:?}", swarm::Swarm::draw(&mut rng))
+    format!("{:?}", swarm::Swarm::draw(&mut rng, &mut later(seed)))
 }
 
 /// Names of all kinds of faults.

@@ -166,6 +166,9 @@ impl World {
     /// Marks what a change of the map tells.
     fn compare_maps(&mut self, before: &VolumeMap, after: &VolumeMap) {
         let now = self.queue.now();
+        self.note_sole_replicas(before);
+        self.note_sole_replicas(after);
+        self.mark_full(before, after);
         for index in 0..self.nodes.len() {
             let id = self.nodes[index].id;
             let grown = |chunk| after.is_in_sync(chunk, id) && !before.is_in_sync(chunk, id);
@@ -192,6 +195,9 @@ impl World {
                         self.mark(Mark::JoiningPromoted);
                     }
                     (Some(ReplicaState::Leaving), None) => self.mark(Mark::LeavingDropped),
+                    (Some(ReplicaState::Joining), Some(ReplicaState::Leaving)) => {
+                        self.mark(Mark::JoinCancelled);
+                    }
                     _ => {}
                 }
             }

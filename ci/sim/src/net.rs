@@ -200,6 +200,9 @@ impl World {
         self.trace.mix(id << 1 | u64::from(to_node));
         self.trace.bytes(&frame.header.encode());
         if to_node {
+            if self.refuses_version(id, &link, &frame) {
+                return;
+            }
             if self.nodes[link.node].epoch == link.epoch {
                 self.node_frame(link.node, link.shard, id, frame);
             }

@@ -8,6 +8,7 @@ use crate::tally::Mark;
 use crate::world::{CLUSTER, Event, NodeIndex, VOLUME, World};
 use crate::{Canary, Failure};
 use chunkstore::core::{ConnId, PeerId, ShardAction, ShardCore, ShardEvent, ShardIdentity};
+use chunkstore::disk::api::StoreView;
 use chunkstore::disk::format::{NodeFormat, NodeSuperblock, format};
 use chunkstore::disk::mem::{Fate, MemDisk};
 use chunkstore::disk::store::{RecoveryReport, Store, StoreLimits};
@@ -18,6 +19,7 @@ use ukai_meta::catalog;
 use ukai_meta::memory::MemoryStore;
 use ukai_meta::transition::NewVolume;
 use ukai_meta::{Durability, NodeLive, NodeRecord, PlaceRule};
+use ukai_proto::header::PROTOCOL;
 use ukai_proto::message::{Pull, PullMode, Pulled};
 use ukai_proto::{BootId, Frame, Incarnation, NodeId, Opcode, ShardIndex, Status};
 
@@ -32,6 +34,14 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// Some shard has no free slot.
+    pub(crate) fn is_full(&self) -> bool {
+        self.shards.iter().any(|shard| {
+            let (used, slots) = shard.store().slots();
+            used >= slots
+        })
+    }
+
     /// Some shard refuses writes since a flush failed.
     pub(crate) fn is_poisoned(&self) -> bool {
         self.shards
@@ -63,6 +73,18 @@ pub(crate) struct Node {
     pub(crate) paused_until: u64,
     pub(crate) hung_until: u64,
     pub(crate) planned: Planned,
+    /// It takes nothing new until then.
+    pub(crate) device_full_until: u64,
+    /// It refused a change for want of room; until then fronts may not have noticed.
+    pub(crate) full_until: u64,
+    /// It was recorded stale for want of room.
+    pub(crate) was_full: bool,
+    /// When a chunk had its only in-sync replica here last.
+    pub(crate) sole_at: Option<u64>,
+    /// The version of the protocol that its process speaks.
+    pub(crate) protocol: u8,
+    /// It spoke another one before.
+    pub(crate) was_other: bool,
     /// An operator is about to start it again.
     pub(crate) repairing: bool,
     /// The front that served when its process came back.
@@ -114,8 +136,14 @@ impl World {
         let name = format!("n{index}-{life}");
         let shards = u64::from(self.swarm.shards);
         let data = u64::from(self.swarm.chunks) * self.swarm.chunk_bytes;
-        // Each shard could hold the whole volume and as much again.
-        let region = self.swarm.log_bytes + (2 * data + (4 << 20));
+        let small = self.swarm.small.get(index).copied().flatten();
+        let room = match small.filter(|_| life == 0) {
+            // So many slots, and their pages.
+            Some(slots) => (slots << 20) + (512 << 10),
+            // Each shard could hold the whole volume and as much again.
+            None => 2 * data + (4 << 20),
+        };
+        let region = self.swarm.log_bytes + room;
         let mut disk = MemDisk::new((1 << 20) + shards * region);
         let wanted = NodeFormat {
             cluster: CLUSTER,
@@ -143,7 +171,7 @@ impl World {
                     .map(|shard| vec![address(index, shard)])
                     .collect(),
                 host: name,
-                capacity_bytes: 2 * data,
+                capacity_bytes: shards * room,
                 draining: false,
             },
             disk,
@@ -159,6 +187,12 @@ impl World {
             paused_until: 0,
             hung_until: 0,
             planned: Planned::default(),
+            device_full_until: 0,
+            full_until: 0,
+            was_full: false,
+            sole_at: None,
+            protocol: PROTOCOL,
+            was_other: false,
             repairing: false,
             back_for: None,
         }
@@ -566,6 +600,9 @@ impl World {
             self.mark(Mark::NotFencedAnswered);
         }
         let pull = self.pulls.remove(&(link, header.tag));
+        if header.status == Status::NoSpace {
+            self.told_full(link, header);
+        }
         if !matches!(client, Some(Client::Front { .. })) {
             return;
         }
@@ -577,6 +614,7 @@ impl World {
             (_, Status::NoLease) => Mark::NoLeaseRefused,
             (Opcode::Read, Status::BadCrc | Status::IoError) => Mark::BadSectorAnswered,
             (Opcode::Write, Status::Ok) => {
+                self.mark_version_returned(link);
                 self.mark_taken_on(client);
                 return;
             }

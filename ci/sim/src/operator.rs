@@ -3,12 +3,13 @@
 use crate::net::Client;
 use crate::queue::{MS, SECOND};
 use crate::tally::Mark;
+use crate::version::assert_refused;
 use crate::world::{CLUSTER, Event, FrontIndex, NodeIndex, VOLUME, World};
 use rand::RngExt;
 use ublk_front::core::api::ControlEvent;
 use ukai_meta::transition::{self, MapUpdate, TransitionError};
 use ukai_meta::{ReplicaState, catalog};
-use ukai_proto::decode::VecDecoder;
+use ukai_proto::header::PROTOCOL;
 use ukai_proto::message::{ChunkRange, Hello, Role};
 use ukai_proto::{
     ChunkIndex, ClusterId, Flags, Frame, Header, Incarnation, NodeId, Opcode, Seq, ShardIndex,
@@ -66,7 +67,8 @@ impl World {
 
     pub(crate) fn detach_when_idle(&mut self, front: FrontIndex) {
         let state = &self.fronts[front];
-        if state.leaving && state.serves() && state.in_flight() == 0 && !state.detaching {
+        let idle = state.leaving && state.serves() && state.in_flight() == 0;
+        if idle && !state.detaching && (!state.settles || self.is_settled(front)) {
             self.fronts[front].detaching = true;
             self.control(front, ControlEvent::Detach);
         }
@@ -80,6 +82,7 @@ impl World {
         if well {
             self.mark(Mark::HandedOver);
         }
+        self.synchronized(front, well);
         let at = self.queue.now() + 50 * MS + self.up_to(SECOND);
         let host = self.fronts[front].host + 1;
         let force = !well;
@@ -180,10 +183,7 @@ impl World {
         match self.rng.random_range(0..6u32) {
             0 => {
                 // Another version: what reads bytes refuses it before anything else sees it.
-                let mut bytes = greeting(&hello).to_bytes();
-                bytes[2] = bytes[2].wrapping_add(1);
-                let refused = VecDecoder::default().feed(&bytes, &mut Vec::new()).is_err();
-                assert!(refused, "a frame of another protocol version was accepted");
+                assert_refused(&greeting(&hello), PROTOCOL + 1);
                 self.mark(Mark::StrangerRefused);
                 self.close_from(link, false);
             }

@@ -3,6 +3,7 @@
 use crate::front::Conn;
 use crate::net::{Client, Ending, LinkId};
 use crate::queue::{MS, SECOND};
+use crate::tally::Mark;
 use crate::world::{Event, FrontIndex, NodeIndex, World};
 use rand::RngExt;
 
@@ -114,6 +115,38 @@ impl World {
         self.block(End::Node(one), End::Node(other), until);
         if self.in_256(128) {
             self.block(End::Node(other), End::Node(one), until);
+        }
+        true
+    }
+
+    /// The host of the front reaches no node, or lacks one, perhaps the metadata store as well.
+    pub(crate) fn partition_host(&mut self) -> bool {
+        let Some(front) = self.serving_front() else {
+            return false;
+        };
+        let count = self.nodes.len();
+        let one = self.rng.random_range(0..count);
+        let all = self.in_256(128);
+        let nodes: Vec<NodeIndex> = (0..count).filter(|node| all || *node == one).collect();
+        if !nodes.iter().all(|node| self.may_be_away(*node)) {
+            return false;
+        }
+        let (now, host) = (self.queue.now(), self.fronts[front].host);
+        let until = now + self.partition_ns();
+        self.say(|| format!("h{host} does not reach nodes {nodes:?}"));
+        for node in nodes {
+            self.block(End::Node(node), End::Host(host), until);
+            self.block(End::Host(host), End::Node(node), until);
+            self.troubled(node, until);
+        }
+        if self.in_256(128) {
+            self.fronts[front].meta.set_unavailable(true);
+            self.queue.push(until, Event::HostHeal { front });
+        }
+        if self.in_256(128) {
+            self.mark(Mark::HostReplaced);
+            let (at, host) = (now + self.up_to(until - now), host + 1);
+            self.queue.push(at, Event::FrontStart { host, force: true });
         }
         true
     }

@@ -47,24 +47,58 @@ pub(crate) struct Swarm {
     pub(crate) lost_watch_in_256: u32,
     /// Nodes that lose their membership stop serving (`--isolated refuse`).
     pub(crate) isolated_refuse: bool,
+    /// Slots of each shard of nodes that are too small for the volume; by node, then for those that come in place of
+    /// wiped ones there is room.
+    pub(crate) small: Vec<Option<u64>>,
 }
 
 fn percent(rng: &mut impl Rng, chance: u32) -> bool {
     rng.random_range(0..100) < chance
 }
 
+/// Seeds with faults of the kinds that came later.
+const LATER_PERCENT: u32 = 25;
+/// Of these, seeds with nodes that are too small.
+const SMALL_PERCENT: u32 = 30;
+
 /// Mean times between faults of some kinds; the others never happen.
-fn rates(rng: &mut impl Rng, kinds: &[FaultKind], into: &mut BTreeMap<FaultKind, u64>) {
+fn rates(
+    rng: &mut impl Rng,
+    kinds: impl Iterator<Item = FaultKind>,
+    into: &mut BTreeMap<FaultKind, u64>,
+) {
     for kind in kinds {
         let odds = kind.odds();
         if percent(rng, odds.percent) {
-            into.insert(*kind, rng.random_range(odds.from_ms..odds.to_ms) * MS);
+            into.insert(kind, rng.random_range(odds.from_ms..odds.to_ms) * MS);
         }
     }
 }
 
 impl Swarm {
-    pub(crate) fn draw(rng: &mut impl Rng) -> Self {
+    /// What `rng` decides, and, for what came later, `later`.
+    pub(crate) fn draw(rng: &mut impl Rng, later: &mut impl Rng) -> Self {
+        let mut swarm = Self::draw_first(rng);
+        if !percent(later, LATER_PERCENT) {
+            return swarm;
+        }
+        let kinds = FaultKind::ALL.iter().copied();
+        rates(
+            later,
+            kinds.filter(|kind| kind.is_later()),
+            &mut swarm.faults,
+        );
+        if percent(later, SMALL_PERCENT) {
+            // What one shard has of the volume, about.
+            let whole = (swarm.sectors() / 256).div_ceil(swarm.shards.into());
+            swarm.small = (0..swarm.nodes)
+                .map(|_| percent(later, 60).then(|| later.random_range(1..=whole)))
+                .collect();
+        }
+        swarm
+    }
+
+    fn draw_first(rng: &mut impl Rng) -> Self {
         let nodes = rng.random_range(2..=5);
         let slow = |rng: &mut _, fast: u64, slow: u64| {
             if percent(rng, 70) { fast } else { slow }
@@ -100,7 +134,8 @@ impl Swarm {
             recode_in_256: if percent(rng, 30) { 64 } else { 4 },
             faults: {
                 let mut faults = BTreeMap::new();
-                rates(rng, FaultKind::ALL, &mut faults);
+                let kinds = FaultKind::ALL.iter().copied();
+                rates(rng, kinds.filter(|kind| !kind.is_later()), &mut faults);
                 faults
             },
             meta_unknown_in_256: if percent(rng, 40) { 48 } else { 0 },
@@ -109,6 +144,7 @@ impl Swarm {
             log_bytes: if percent(rng, 50) { 256 << 10 } else { 1 << 20 },
             lost_watch_in_256: if percent(rng, 30) { 96 } else { 0 },
             isolated_refuse: percent(rng, 30),
+            small: Vec::new(),
         }
     }
 

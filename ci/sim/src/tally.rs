@@ -95,6 +95,40 @@ marks! {
     Checkpointed = "checkpoint",
     /// A node that was formatted anew holds in-sync replicas.
     Replaced = "wiped node replaced",
+    /// A node without room refused a change.
+    NoSpaceAnswered = "NO_SPACE answered",
+    /// A node without room refused what was to be copied to it.
+    CopyNoSpace = "copy to a full node refused",
+    /// A write of the guest ended with ENOSPC.
+    GuestNoSpace = "guest told ENOSPC",
+    /// A replica on a node without room was recorded stale.
+    FullStale = "full node recorded stale",
+    /// It came back in sync.
+    FullReturned = "full node back in sync",
+    /// The guest discarded to make room for replicas.
+    RoomGiven = "room given by discards",
+    /// Someone who speaks another version of the protocol was refused.
+    VersionRefused = "other version refused",
+    /// A node that was started in another version takes writes again in the right one.
+    VersionReturned = "node back from another version",
+    /// A front of another version gave way to one of the right version.
+    FrontReturned = "front back from another version",
+    /// A location that was being filled was given up.
+    JoinCancelled = "join cancelled",
+    /// A move came to its end: added, filled, the old location removed.
+    Moved = "moved",
+    /// The same command was run twice.
+    RunTwice = "command run twice",
+    /// A move was cancelled.
+    MoveCancelled = "move cancelled",
+    /// A command was killed in the middle of a move and run again.
+    MoveResumed = "move killed and resumed",
+    /// `synchronize` ended with everything in sync.
+    Synchronized = "synchronized",
+    /// `synchronize` was killed and run again.
+    SynchronizeAgain = "synchronize killed and run again",
+    /// A front that was cut off with its host was replaced meanwhile.
+    HostReplaced = "front of a cut-off host replaced",
 }
 
 /// Counts by name.

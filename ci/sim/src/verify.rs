@@ -10,6 +10,7 @@ use crate::world::{CLUSTER, Event, VOLUME, World};
 use std::collections::BTreeSet;
 use ukai_checker::{Event as Line, History};
 use ukai_meta::ReplicaState;
+use ukai_proto::header::PROTOCOL;
 use ukai_proto::limits::{SECTOR_BYTES, SLOT_SECTORS};
 use ukai_proto::message::{Hello, Role};
 use ukai_proto::route::shard_of;
@@ -63,7 +64,7 @@ impl World {
                     None if now + SETTLE_MAX < deadline + SETTLE_MIN => {}
                     None => self.begin_final_reads(),
                     Some(what) if now > deadline => self.fail(Failure::Liveness(what)),
-                    Some(_) => {}
+                    Some(_) => self.give_room(),
                 }
             }
             Phase::FinalReads => {
@@ -99,7 +100,12 @@ impl World {
         for node in 0..self.nodes.len() {
             self.queue.push(now + MS, Event::NodeStart { node });
             self.nodes[node].planned = Planned::default();
+            self.nodes[node].device_full_until = 0;
+            if self.nodes[node].protocol != PROTOCOL {
+                self.queue.push(now + MS, Event::RightVersion { node });
+            }
         }
+        self.moving = None;
         self.queue.push(now + MS, Event::Scrub);
     }
 

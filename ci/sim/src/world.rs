@@ -5,6 +5,7 @@ use crate::fault::FaultKind;
 use crate::front::{Conn, Front};
 use crate::guest::Guest;
 use crate::meta::MetaRequest;
+use crate::moving::{Move, NextFront};
 use crate::net::{Link, LinkId};
 use crate::node::Node;
 use crate::outage::Block;
@@ -25,7 +26,7 @@ use ublk_front::core::api::{
 use ukai_meta::map::VolumeMap;
 use ukai_meta::memory::{MemoryCluster, MemoryStore};
 use ukai_proto::message::PullMode;
-use ukai_proto::{ClusterId, Frame, NodeId, VolumeId};
+use ukai_proto::{ChunkIndex, ClusterId, Frame, NodeId, VolumeId};
 
 /// The cluster of every run.
 pub(crate) const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
@@ -135,6 +136,16 @@ pub(crate) enum Event {
     Fault(FaultKind),
     /// The metadata store is reachable again for a front.
     MetaHeal,
+    /// A node's process is started anew in the right version of the protocol.
+    RightVersion { node: NodeIndex },
+    /// A front of another version of the protocol is ended.
+    RightFront { front: FrontIndex },
+    /// A host reaches the metadata store again.
+    HostHeal { front: FrontIndex },
+    /// The next step of what an administrator moves.
+    MoveStep,
+    /// `synchronize` is killed, or gives up.
+    SynchronizeEnds { front: FrontIndex, killed: bool },
     /// Look at the phase.
     Check,
 }
@@ -167,6 +178,11 @@ pub(crate) struct World {
     pub(crate) damage: Vec<Damage>,
     /// Nodes that were wiped: they never come back.
     pub(crate) gone: Vec<NodeId>,
+    /// When a node last refused a change of a chunk for want of room.
+    pub(crate) full: BTreeMap<(NodeIndex, ChunkIndex), u64>,
+    /// What the next front is.
+    pub(crate) next_front: NextFront,
+    pub(crate) moving: Option<Move>,
     pub(crate) failure: Option<Failure>,
     /// Ended by a double fault.
     pub(crate) given_up: bool,
@@ -200,6 +216,9 @@ impl World {
             blocks: Vec::new(),
             damage: Vec::new(),
             gone: Vec::new(),
+            full: BTreeMap::new(),
+            next_front: NextFront::default(),
+            moving: None,
             failure: None,
             given_up: false,
         };
@@ -307,6 +326,14 @@ impl World {
             Event::GuestNext { front, lane, tag } => self.guest_next(front, lane, tag),
             Event::Fault(kind) => self.fault(kind),
             Event::MetaHeal => self.meta_heals(),
+            Event::RightVersion { node } => self.right_version(node),
+            Event::RightFront { front } => self.right_front(front),
+            Event::HostHeal { front } => {
+                let down = self.meta_down;
+                self.fronts[front].meta.set_unavailable(down);
+            }
+            Event::MoveStep => self.move_step(),
+            Event::SynchronizeEnds { front, killed } => self.synchronize_ends(front, killed),
             Event::Check => self.check(),
         }
     }
