@@ -13,6 +13,7 @@ pub mod latency;
 pub mod map;
 pub mod memory;
 pub mod record;
+pub mod report;
 pub mod sets;
 pub mod shard;
 #[cfg(feature = "sqlite")]

@@ -15,7 +15,7 @@
 //! | 38..40 | count | sectors of the range |
 //! | 40..44 | token | [`Token`] |
 //! | 44..48 | generation | [`Generation`] |
-//! | 48..56 | seq | [`Seq`] of a write |
+//! | 48..56 | seq | [`Seq`] of a write; in its reply the node's service time, ns |
 //! | 56..60 | aux crc | CRC-32C of the auxiliary section (0 if none) |
 //! | 60..64 | header crc | CRC-32C of bytes 0..60 |
 //!
@@ -77,6 +77,10 @@ pub enum Opcode {
     Inventory = 0x10,
     /// Delete every chunk of the volume on this shard; needs the current token.
     DeleteVolume = 0x11,
+    /// Keep a report in memory: [`crate::message::Report`].
+    PutReport = 0x12,
+    /// A report that was put, or the shard's own.
+    GetReport = 0x13,
 }
 
 impl Opcode {
@@ -84,7 +88,7 @@ impl Opcode {
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {
         use Opcode::*;
-        const ALL: [Opcode; 17] = [
+        const ALL: [Opcode; 19] = [
             Hello,
             Fence,
             Adopt,
@@ -102,6 +106,8 @@ impl Opcode {
             Ping,
             Inventory,
             DeleteVolume,
+            PutReport,
+            GetReport,
         ];
         ALL.get(usize::from(byte).wrapping_sub(1)).copied()
     }

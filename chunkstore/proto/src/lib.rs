@@ -8,6 +8,7 @@ pub mod crc;
 pub mod decode;
 pub mod frame;
 pub mod header;
+pub mod heat;
 pub mod ids;
 pub mod limits;
 pub mod message;

@@ -516,6 +516,81 @@ pub fn read_inventory(aux: &[u8]) -> Result<Vec<InventoryEntry>, MessageError> {
     Ok(list.iter().map(entry).collect())
 }
 
+/// What a report is about.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct ReportKind(pub u16);
+
+impl ReportKind {
+    /// A front's latencies and progress: JSON (`ukai_meta::report::FrontReport`), page 0.
+    pub const FRONT: Self = Self(1);
+    /// A page of a volume's heat: [`crate::heat::HeatPage`].
+    pub const HEAT: Self = Self(2);
+    /// The shard's own service times: JSON (`ukai_meta::report::ServiceReport`), nil volume, page 0.
+    pub const SERVICE: Self = Self(3);
+}
+
+/// A report about a volume that a front leaves with nodes for whoever asks (PUT_REPORT), or what is
+/// asked for (GET_REPORT: without a body) and answered. Kept in memory, the oldest dropped first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// About what.
+    pub kind: ReportKind,
+    /// Which part of it.
+    pub page: u32,
+    /// Content; at most [`REPORT_BYTES_MAX`].
+    pub body: Vec<u8>,
+}
+
+/// Bytes of one report: fills an auxiliary section but for its head.
+pub const REPORT_BYTES_MAX: usize = 60 << 10;
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawReport {
+    kind: U16,
+    pad: U16,
+    page: U32,
+    bytes: U32,
+    pad2: U32,
+}
+
+impl Report {
+    /// To an auxiliary section.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let bytes = self.body.len();
+        assert!(bytes <= REPORT_BYTES_MAX, "a report of {bytes} bytes");
+        #[allow(clippy::cast_possible_truncation)] // asserted
+        let raw = RawReport {
+            kind: self.kind.0.into(),
+            pad: 0.into(),
+            page: self.page.into(),
+            bytes: (bytes as u32).into(),
+            pad2: 0.into(),
+        };
+        let mut out = raw.as_bytes().to_vec();
+        out.extend_from_slice(&self.body);
+        out
+    }
+
+    /// From an auxiliary section.
+    pub fn decode(aux: &[u8]) -> Result<Self, MessageError> {
+        let error = MessageError("report");
+        let (raw, rest) = RawReport::ref_from_prefix(aux).map_err(|_| error)?;
+        let bytes = raw.bytes.get() as usize;
+        if bytes > REPORT_BYTES_MAX {
+            return Err(error);
+        }
+        Ok(Self {
+            kind: ReportKind(raw.kind.get()),
+            page: raw.page.get(),
+            body: rest.get(..bytes).ok_or(error)?.to_vec(),
+        })
+    }
+}
+
+const _: () = assert!(size_of::<RawReport>() + REPORT_BYTES_MAX <= crate::limits::AUX_BYTES_MAX);
+
 macro_rules! counters {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident),+ $(,)? }) => {
         $(#[$doc])*
@@ -620,6 +695,22 @@ mod tests {
     }
 
     #[test]
+    fn reports_round_trip_up_to_their_limit() {
+        for bytes in [0, 1, REPORT_BYTES_MAX] {
+            let report = Report {
+                kind: ReportKind::HEAT,
+                page: 7,
+                body: vec![3; bytes],
+            };
+            let mut aux = report.encode();
+            assert_eq!(Report::decode(&aux), Ok(report));
+            assert!(Report::decode(&aux[..15]).is_err());
+            aux[8..12].copy_from_slice(&(bytes as u32 + 1).to_le_bytes());
+            assert!(Report::decode(&aux).is_err());
+        }
+    }
+
+    #[test]
     fn a_pull_that_could_not_be_sent_on_is_refused() {
         let mut aux = Pull {
             source: NodeId([2; 16]),
@@ -659,6 +750,7 @@ mod tests {
             let _ = read_chunk_list(&aux);
             let _ = read_chunk_ranges(&aux);
             let _ = read_inventory(&aux);
+            let _ = Report::decode(&aux);
             let _ = read_crc_table(&aux, n).map(|(_, crcs)| crcs.count());
             let _ = read_sector_states(&aux, n).map(|(_, states)| states.count());
             let _ = ShardStats::decode(&aux);

@@ -55,6 +55,9 @@ pub enum Status {
     /// The node could not renew its membership in time and does not serve.
     #[error("the node lost its membership lease")]
     NoLease = 16,
+    /// There is no such report here.
+    #[error("there is no such report on the node")]
+    NotFound = 17,
 }
 
 impl Status {
@@ -68,7 +71,7 @@ impl Status {
     #[must_use]
     pub fn from_byte(byte: u8) -> Option<Self> {
         use Status::*;
-        const ALL: [Status; 17] = [
+        const ALL: [Status; 18] = [
             Ok,
             StaleToken,
             NotFenced,
@@ -86,6 +89,7 @@ impl Status {
             Stopping,
             PeerFailed,
             NoLease,
+            NotFound,
         ];
         ALL.get(usize::from(byte)).copied()
     }
@@ -101,7 +105,7 @@ mod tests {
             if let Some(status) = Status::from_byte(byte) {
                 assert_eq!(status as u8, byte);
             } else {
-                assert!(byte > 16);
+                assert!(byte > 17);
             }
         }
     }

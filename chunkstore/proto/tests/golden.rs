@@ -64,6 +64,29 @@ fn stats(counters: u64) -> ShardStats {
     ShardStats::decode(&words)
 }
 
+fn report(body: &[u8]) -> Vec<u8> {
+    let report = Report {
+        kind: ReportKind::HEAT,
+        page: 0x0102_0304,
+        body: body.to_vec(),
+    };
+    report.encode()
+}
+
+fn heat() -> heat::HeatPage {
+    let mut chunks = vec![heat::ChunkHeat::default(); 200];
+    chunks[70] = heat::ChunkHeat {
+        reads: 1,
+        writes: 100,
+        bytes: 255,
+    };
+    heat::HeatPage {
+        age_s: 0x0102_0304,
+        half_life_s: 600,
+        chunks,
+    }
+}
+
 /// Every message of version 1, by name.
 fn samples() -> Vec<(&'static str, Frame<Vec<u8>>)> {
     let request = |opcode, aux| Frame::new(header(opcode), aux, None);
@@ -160,6 +183,20 @@ fn samples() -> Vec<(&'static str, Frame<Vec<u8>>)> {
             reply(Opcode::Inventory, inventory(&[entry; 2])),
         ),
         ("delete-volume", request(Opcode::DeleteVolume, Vec::new())),
+        ("put-report", request(Opcode::PutReport, report(b"{}"))),
+        (
+            "put-report-heat",
+            request(Opcode::PutReport, report(&heat().encode())),
+        ),
+        ("get-report", request(Opcode::GetReport, report(b""))),
+        (
+            "get-report-reply",
+            reply(Opcode::GetReport, report(b"{\"a\":1}")),
+        ),
+        (
+            "get-report-not-found",
+            Frame::bare(header(Opcode::GetReport).reply(Status::NotFound)),
+        ),
         (
             "refused",
             Frame::bare(header(Opcode::Write).reply(Status::StaleToken)),
@@ -238,6 +275,9 @@ fn bodies_mean_what_they_meant() {
         read_chunk_ranges(&read("release")).expect("ranges").len(),
         2
     );
+    let report = Report::decode(&read("put-report-heat")).expect("report");
+    assert_eq!((report.kind, report.page), (ReportKind::HEAT, 0x0102_0304));
+    assert_eq!(heat::HeatPage::decode(&report.body), Ok(heat()));
     assert_eq!(
         read_inventory(&read("inventory-reply"))
             .expect("entries")

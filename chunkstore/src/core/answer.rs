@@ -4,7 +4,7 @@ use super::event::{OutData, OutFrame, ShardAction};
 use super::shard::{ListId, ListOwner, Op, Request, ShardCore};
 use super::storage::Storage;
 use crate::disk::api::{OpId, StoreReply};
-use ukai_proto::limits::CHUNK_LIST_MAX;
+use ukai_proto::limits::{CHUNK_LIST_MAX, SEQ_MAX};
 use ukai_proto::message::{Pulled, append_seqs, chunk_list, crc_table, sector_states};
 use ukai_proto::{Buffer, ChunkIndex, Flags, Opcode, SectorInChunk, Seq, Status, Version};
 
@@ -68,6 +68,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                 crcs,
                 data,
             } => {
+                self.service.read(service_ns);
                 let data = OutData::from(data);
                 let mut aux = crc_table(service_ns, crcs.into_iter());
                 let flags = zeroes(&data);
@@ -102,7 +103,17 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                     .open_intents(volume, header.chunk, CHUNK_LIST_MAX);
                 self.chunks(now, request, &chunks, more, out);
             }
+            StoreReply::Done { .. } if matches!(header.opcode, Opcode::Write | Opcode::Zero) => {
+                if header.opcode == Opcode::Write {
+                    self.service.write(service_ns);
+                }
+                let (none, served) = (OutData::None, Seq(service_ns.min(SEQ_MAX)));
+                self.done_at(request, Vec::new(), Flags::NONE, none, served, out);
+            }
             StoreReply::Done { .. } => {
+                if header.opcode == Opcode::DeleteVolume {
+                    self.reports.forget(header.volume);
+                }
                 self.done(now, request, Vec::new(), Flags::NONE, OutData::None, out);
             }
             StoreReply::List(_) => panic!("the store answered {:?} with states", header.opcode),

@@ -12,7 +12,9 @@ mod answer;
 mod copy;
 mod event;
 mod gate;
+mod reports;
 mod request;
+mod service;
 mod session;
 mod shard;
 mod stats;
@@ -26,6 +28,7 @@ pub use event::{
     CloseReason, ConnId, OutData, OutFrame, PeerId, ShardAction, ShardEvent, ShardIdentity,
 };
 pub use gate::{Gate, Rule};
+pub use reports::REPORTS_BYTES_MAX;
 pub use session::{CONNS_MAX, HELLO_TIMEOUT_NS};
 pub use shard::ShardCore;
 pub use storage::Storage;

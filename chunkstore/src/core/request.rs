@@ -10,7 +10,8 @@ use std::collections::VecDeque;
 use ukai_proto::crc::sector_crcs;
 use ukai_proto::limits::{CHUNK_LIST_MAX, SEQ_MAX};
 use ukai_proto::message::{
-    INVENTORY_MAX, Pull, SectorState, inventory, read_chunk_ranges, read_crc_table,
+    INVENTORY_MAX, Pull, Report, ReportKind, SectorState, inventory, read_chunk_ranges,
+    read_crc_table,
 };
 use ukai_proto::{Buffer, Flags, Frame, Header, Opcode, SectorInChunk, Seq, Status};
 
@@ -139,6 +140,28 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                 );
                 return Ok(());
             }
+            Opcode::PutReport => {
+                let report = Report::decode(&frame.aux).map_err(bad)?;
+                if report.kind == ReportKind::SERVICE {
+                    return Err(whole(Status::BadRequest)); // the shard's own
+                }
+                self.reports.put(volume, report);
+                self.done(now, request, Vec::new(), Flags::NONE, OutData::None, out);
+                return Ok(());
+            }
+            Opcode::GetReport => {
+                let asked = Report::decode(&frame.aux).map_err(bad)?;
+                let body = if asked.kind == ReportKind::SERVICE {
+                    Some(self.service.report().encode())
+                } else {
+                    let kept = self.reports.get(volume, asked.kind, asked.page);
+                    kept.map(<[u8]>::to_vec)
+                };
+                let body = body.ok_or(whole(Status::NotFound))?;
+                let aux = Report { body, ..asked }.encode();
+                self.done(now, request, aux, Flags::NONE, OutData::None, out);
+                return Ok(());
+            }
             Opcode::Ping => {
                 self.done(now, request, Vec::new(), Flags::NONE, OutData::None, out);
                 return Ok(());
@@ -152,7 +175,11 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
     /// Lease and gate.
     pub(super) fn pass(&self, header: &Header) -> Result<(), Status> {
         let rule = match header.opcode {
-            Opcode::Hello | Opcode::Stats | Opcode::Ping | Opcode::Inventory => return Ok(()),
+            Opcode::Hello
+            | Opcode::Stats
+            | Opcode::Ping
+            | Opcode::Inventory
+            | Opcode::GetReport => return Ok(()),
             Opcode::Fence => Rule::Fence,
             Opcode::Adopt
             | Opcode::Read
@@ -165,7 +192,8 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             | Opcode::ReadVersioned
             | Opcode::WrittenSince
             | Opcode::Settled
-            | Opcode::DeleteVolume => Rule::Token,
+            | Opcode::DeleteVolume
+            | Opcode::PutReport => Rule::Token,
         };
         if !self.lease_held {
             return Err(Status::NoLease);

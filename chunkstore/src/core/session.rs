@@ -208,11 +208,13 @@ pub(super) fn check_shape(identity: &ShardIdentity, header: &Header) -> Result<(
         | Opcode::DeleteVolume
         | Opcode::Stats
         | Opcode::Ping
-        | Opcode::Inventory => (true, false),
+        | Opcode::Inventory
+        | Opcode::PutReport
+        | Opcode::GetReport => (true, false),
     };
     let needs_volume = !matches!(
         header.opcode,
-        Opcode::Stats | Opcode::Ping | Opcode::Inventory
+        Opcode::Stats | Opcode::Ping | Opcode::Inventory | Opcode::GetReport
     );
     if !sane || (needs_volume && header.volume == VolumeId::NIL) {
         return Err(Status::BadRequest);

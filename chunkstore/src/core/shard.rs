@@ -5,6 +5,8 @@ use super::event::{
     CloseReason, ConnId, OutData, OutFrame, ShardAction, ShardEvent, ShardIdentity,
 };
 use super::gate::Gate;
+use super::reports::Reports;
+use super::service::ServiceTimes;
 use super::session::{Sessions, greet};
 use super::stats::Counters;
 use super::storage::Storage;
@@ -88,6 +90,8 @@ pub struct ShardCore<B, S = Store<B>> {
     pub(super) submitted: bool,
     life: Life,
     pub(super) counters: Counters,
+    pub(super) service: ServiceTimes,
+    pub(super) reports: Reports,
     pub(super) store_out: Vec<StoreAction<B>>,
     pub(super) copy_out: Vec<CopyAction<B>>,
 }
@@ -115,6 +119,8 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             submitted: false,
             life: Life::Serving,
             counters: Counters::default(),
+            service: ServiceTimes::default(),
+            reports: Reports::default(),
             store_out: Vec::new(),
             copy_out: Vec::new(),
         }
@@ -164,6 +170,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                 self.copies.peer_closed(now_ns, peer, &mut self.copy_out);
             }
             ShardEvent::Tick => {
+                self.service.tick(now_ns);
                 self.copies.tick(now_ns, &mut self.copy_out);
                 for conn in self.sessions.silent(now_ns) {
                     let reason = CloseReason::Silent;

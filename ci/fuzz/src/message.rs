@@ -4,11 +4,12 @@
 use crate::alloc::measured;
 use crate::input::Input;
 use std::fmt::Debug;
+use ukai_proto::heat::{ChunkHeat, HEAT_PAGE_CHUNKS, HeatPage};
 use ukai_proto::limits::AUX_BYTES_MAX;
 use ukai_proto::message::{
-    Hello, MessageError, Pull, Pulled, ShardStats, chunk_list, chunk_ranges, crc_table, inventory,
-    read_chunk_list, read_chunk_ranges, read_crc_table, read_inventory, read_sector_states,
-    sector_states,
+    Hello, MessageError, Pull, Pulled, Report, ShardStats, chunk_list, chunk_ranges, crc_table,
+    inventory, read_chunk_list, read_chunk_ranges, read_crc_table, read_inventory,
+    read_sector_states, sector_states,
 };
 
 /// Does the encoder leave no byte of the message undecided?
@@ -26,9 +27,20 @@ fn check<T: PartialEq + Debug>(
     read: impl Fn(&[u8]) -> Result<T, MessageError>,
     write: impl Fn(&T) -> Vec<u8>,
 ) {
+    check_sized(aux, form, 512, read, write);
+}
+
+/// `spare`: what the reader may take beyond four times the section.
+fn check_sized<T: PartialEq + Debug>(
+    aux: &[u8],
+    form: Form,
+    spare: usize,
+    read: impl Fn(&[u8]) -> Result<T, MessageError>,
+    write: impl Fn(&T) -> Vec<u8>,
+) {
     let (result, used) = measured(|| read(aux));
     assert!(
-        used.total <= 4 * aux.len() + 512,
+        used.total <= 4 * aux.len() + spare,
         "{used:?} for a section of {} bytes",
         aux.len()
     );
@@ -47,7 +59,7 @@ fn check<T: PartialEq + Debug>(
 
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let (kind, count) = (input.below(9), input.u16());
+    let (kind, count) = (input.below(11), input.u16());
     let rest = input.rest();
     let aux = &rest[..rest.len().min(AUX_BYTES_MAX)];
     match kind {
@@ -72,6 +84,12 @@ pub(crate) fn run(data: &[u8]) {
             |aux| read_sector_states(aux, count).map(|(prefix, all)| (prefix, all.collect())),
             |(prefix, states): &(u64, Vec<_>)| sector_states(*prefix, states.iter().copied()),
         ),
+        8 => check(aux, Form::Padded, Report::decode, Report::encode),
+        // Chunks that are not used are not in the section; their number is bounded.
+        9 => {
+            let spare = 512 + HEAT_PAGE_CHUNKS as usize * size_of::<ChunkHeat>();
+            check_sized(aux, Form::Padded, spare, HeatPage::decode, HeatPage::encode);
+        }
         _ => {
             let (stats, used) = measured(|| ShardStats::decode(aux));
             assert_eq!(used.total, 0);

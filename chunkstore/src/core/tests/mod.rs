@@ -4,6 +4,7 @@
 mod copy;
 mod fake;
 mod fence;
+mod reports;
 mod requests;
 mod scrub;
 
