@@ -47,7 +47,7 @@ node_create() { # NAME SITE [SIZE]
 }
 
 node_start() { # NAME
-	local log=$cluster/log/$1 site=${NODE_SITE[$1]} inside=() reached=(--unix-dir "$cluster/run/$1")
+	local log=$cluster/log/$1 site=${NODE_SITE[$1]:-none} inside=() reached=(--unix-dir "$cluster/run/$1")
 	local address=${SITE_ADDRESS[$site]:-127.0.0.1}
 	[ -z "${SITE_NETNS[$site]:-}" ] || {
 		inside=(ip netns exec "${SITE_NETNS[$site]}")
