@@ -227,6 +227,10 @@ impl World {
             ControlAction::MetaCommit(id, update) => {
                 self.ask_meta(front, id, MetaRequest::Commit(update));
             }
+            ControlAction::JobLoad(id) => self.ask_meta(front, id, MetaRequest::JobLoad),
+            ControlAction::JobStore(id, job, version) => {
+                self.ask_meta(front, id, MetaRequest::JobStore(job, version));
+            }
             ControlAction::Send { peer, header, aux } => {
                 if let (Opcode::Pull, Ok(pull)) = (header.opcode, Pull::decode(&aux)) {
                     let (chunk, from) = (header.chunk, self.node_name(pull.source));

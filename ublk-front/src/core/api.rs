@@ -260,6 +260,15 @@ pub enum MetaOutcome {
     Loaded(Box<(ukai_meta::map::VolumeMap, Vec<ukai_meta::NodeState>)>),
     /// Committed: the map with its new store versions.
     Committed(Box<ukai_meta::map::VolumeMap>),
+    /// The volume's relocation job, if it has one, and the time of day.
+    Job {
+        /// The record and its version.
+        job: Option<Box<(ukai_meta::JobRecord, ukai_meta::KvVersion)>>,
+        /// Seconds since 1970.
+        unix_s: u64,
+    },
+    /// The job's record is written.
+    JobStored(ukai_meta::KvVersion),
     /// It was not done, or that is not known.
     Failed(ukai_meta::CommitError),
     /// The volume does not exist (any more).
@@ -304,6 +313,8 @@ pub enum ControlEvent {
     Window(LaneId, Box<LaneWindow>),
     /// The volume's head may have changed.
     MapChanged,
+    /// The volume's relocation job may have changed.
+    JobChanged,
     /// Time passes; call at least every 100 ms.
     Tick,
     /// Detach cleanly: lanes have no guest any more.
@@ -319,6 +330,10 @@ pub enum ControlAction {
     MetaLoad(MetaId),
     /// Commit; answer Committed or Failed.
     MetaCommit(MetaId, Box<ukai_meta::transition::MapUpdate>),
+    /// Load the relocation job; answer with [`MetaOutcome::Job`].
+    JobLoad(MetaId),
+    /// Write its record if it still has this version; answer JobStored or Failed.
+    JobStore(MetaId, Box<ukai_meta::JobRecord>, ukai_meta::KvVersion),
     /// Send on control's connection. Dropped if it is down.
     Send {
         /// To whom.
