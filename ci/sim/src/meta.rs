@@ -80,7 +80,10 @@ impl World {
     }
 
     fn commit(&mut self, front: FrontIndex, update: MapUpdate) -> MetaOutcome {
-        if self.in_256(self.swarm.meta_unknown_in_256) {
+        if self.answers_lost > 0 {
+            self.answers_lost -= 1;
+            self.fronts[front].meta.inject(CommitFault::UnknownLanded);
+        } else if self.in_256(self.swarm.meta_unknown_in_256) {
             let landed = self.rng.random_range(0..2u32) == 0;
             self.fronts[front].meta.inject(if landed {
                 CommitFault::UnknownLanded
