@@ -565,6 +565,12 @@ impl World {
         self.fronts[front].control.status().settled
     }
 
+    /// Has the newest front made equal what earlier ones had open?
+    pub(crate) fn are_replicas_reconciled(&self) -> bool {
+        let newest = self.newest_front();
+        newest.is_some_and(|front| self.fronts[front].control.is_reconciled())
+    }
+
     /// What control knows of its nodes, for explanations.
     pub(crate) fn front_status(&self, front: FrontIndex) -> String {
         let state = &self.fronts[front];

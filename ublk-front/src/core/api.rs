@@ -190,6 +190,12 @@ pub enum LaneReport {
         /// Where in the chunk.
         sector: SectorInChunk,
     },
+    /// No replica can serve a read, but one would if a new token said that the chunk is to be reconciled: what it
+    /// has was adopted after the death of its process.
+    Doubted {
+        /// Where.
+        chunk: ChunkIndex,
+    },
     /// A write failed although some replica may have it: the token is to be renewed.
     Abandoned {
         /// Of what it was a part.

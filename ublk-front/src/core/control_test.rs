@@ -819,6 +819,30 @@ fn a_write_that_failed_halfway_gets_a_new_token_and_its_chunk_reconciled() {
 }
 
 /// The answers of a job that was given up came late: they must not fill another one.
+/// Under the next token a node reads what its recovery adopted: so that is reconciled first.
+#[test]
+fn a_new_token_reconciles_what_was_open_on_a_node_whose_process_died() {
+    let mut world = World::serving();
+    let (open, doubted) = (ChunkIndex(3), ChunkIndex(5));
+    world.intents.insert(PEER_A, vec![open]);
+    world.lose(PEER_A);
+    world.restore(PEER_A, 2);
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.state(A), Some(ReplicaState::InSync));
+    assert!(
+        world.unreconciled().is_empty(),
+        "this front has lost nothing"
+    );
+    world.pulls_answered = false;
+    world.event(ControlEvent::Lane(
+        LaneId(0),
+        LaneReport::Doubted { chunk: doubted },
+    ));
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.map.head.token.0, 2);
+    assert_eq!(world.unreconciled(), [open, doubted]);
+}
+
 #[test]
 fn answers_to_an_earlier_copy_job_do_not_count_for_the_next() {
     let mut world = World::serving();

@@ -150,6 +150,9 @@ pub struct ControlCore {
     /// Chunks that earlier fronts had open: lanes do not touch them before their replicas were made
     /// equal.
     intents: BTreeSet<ChunkIndex>,
+    /// Chunks that were open on nodes whose process died under this front. What their recoveries adopted is not
+    /// read under this token; under the next one it would be, so they are reconciled then.
+    recovered: BTreeSet<ChunkIndex>,
     reconcile: reconcile::Reconcile,
     renewal: renew::Renewal,
     /// A predecessor may live and read from nodes that could not be fenced.
@@ -201,6 +204,7 @@ impl ControlCore {
             ceiling_is_whole: true,
             whole_since: BTreeMap::new(),
             intents: BTreeSet::new(),
+            recovered: BTreeSet::new(),
             reconcile: reconcile::Reconcile::default(),
             renewal: renew::Renewal::default(),
             predecessor_may_read: false,
@@ -292,6 +296,12 @@ impl ControlCore {
                 }
             }
             LaneReport::Touched { chunk } => self.touched(chunk),
+            LaneReport::Doubted { chunk } => {
+                let text =
+                    format!("chunk {chunk}: no replica has a sector for certain; reconciling it");
+                self.note(text, out);
+                self.abandoned(chunk);
+            }
             LaneReport::Abandoned { chunk } => self.abandoned(chunk),
             LaneReport::StaleMap => self.reload_wanted = true,
             LaneReport::Fenced => self.end(Err(ControlError::Fenced), out),

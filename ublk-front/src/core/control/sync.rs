@@ -610,6 +610,9 @@ impl ControlCore {
         not_from: Option<NodeId>,
         out: &mut Vec<ControlAction>,
     ) {
+        if self.intents.contains(&chunk) {
+            return; // its reconcile sees to that, or the next read finds it again
+        }
         let sources = self.map().in_sync(chunk).filter(|node| *node != bad);
         let source = sources.min_by_key(|node| Some(*node) == not_from);
         // The guest's newer write may be under way: nothing older may take its place.
