@@ -2,6 +2,7 @@
 
 use crate::place::PlaceArg;
 use crate::range::RangeArg;
+use crate::relocate::args::PlanArgs;
 use crate::scrub::rate::RateArg;
 use crate::units::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -45,6 +46,10 @@ pub(crate) enum Noun {
     Scrub(Scrub),
     /// Counters of a volume: of its front, if it is attached, and of its nodes
     Stats(VolumeName),
+    /// How fast a volume is, or would be, from a host, and the least to move to make it faster; moves nothing
+    Plan(Plan),
+    /// What would happen if sites or nodes were lost; exit code 1 if anything would not be there any more
+    Whatif(Whatif),
 }
 
 #[derive(Subcommand, Debug)]
@@ -104,6 +109,27 @@ pub(crate) struct Scrub {
     /// Only look
     #[arg(long, visible_alias = "dry-run")]
     pub(crate) no_repair: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Plan {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    #[command(flatten)]
+    pub(crate) ask: PlanArgs,
+    /// Show what latency how many bytes buy
+    #[arg(long)]
+    pub(crate) curve: bool,
+    /// Compare what the last relocation was to bring with what is measured now
+    #[arg(long, conflicts_with_all = ["host", "target", "copies", "only_sites", "to_site", "evacuate", "rate", "assume", "curve"])]
+    pub(crate) score: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Whatif {
+    /// Sites or nodes (names or uuids) that are lost, all at once
+    #[arg(long, value_delimiter = ',', required = true, value_name = "SITE|NODE")]
+    pub(crate) lose: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

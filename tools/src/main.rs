@@ -10,8 +10,8 @@ mod image;
 mod place;
 mod progress;
 mod range;
-#[expect(dead_code, reason = "the commands follow")]
 mod relocate;
+mod report;
 mod scrub;
 mod table;
 mod units;

@@ -14,7 +14,6 @@ mod codec;
 mod commit;
 mod control;
 mod directory;
-mod doubt;
 pub mod format;
 mod hole;
 mod intent;

@@ -10,7 +10,6 @@ use crate::net::{Link, LinkId};
 use crate::node::Node;
 use crate::outage::Block;
 use crate::queue::{Queue, SECOND};
-use crate::script::Step;
 use crate::seam::{Claimed, Marks};
 use crate::swarm::Swarm;
 use crate::tally::Tally;
@@ -147,8 +146,6 @@ pub(crate) enum Event {
     MoveStep,
     /// `synchronize` is killed, or gives up.
     SynchronizeEnds { front: FrontIndex, killed: bool },
-    /// Of a scenario.
-    Step(Step),
     /// Look at the phase.
     Check,
 }
@@ -186,8 +183,6 @@ pub(crate) struct World {
     /// What the next front is.
     pub(crate) next_front: NextFront,
     pub(crate) moving: Option<Move>,
-    /// So many transactions will land, but be answered with "unknown".
-    pub(crate) answers_lost: u32,
     pub(crate) failure: Option<Failure>,
     /// Ended by a double fault.
     pub(crate) given_up: bool,
@@ -224,7 +219,6 @@ impl World {
             full: BTreeMap::new(),
             next_front: NextFront::default(),
             moving: None,
-            answers_lost: 0,
             failure: None,
             given_up: false,
         };
@@ -339,7 +333,6 @@ impl World {
                 self.fronts[front].meta.set_unavailable(down);
             }
             Event::MoveStep => self.move_step(),
-            Event::Step(step) => self.step(step),
             Event::SynchronizeEnds { front, killed } => self.synchronize_ends(front, killed),
             Event::Check => self.check(),
         }

@@ -7,6 +7,8 @@ mod location;
 mod node;
 mod node_forget;
 mod ping;
+mod plan;
+mod plan_score;
 mod stats;
 mod synchronize;
 mod transfer;
@@ -14,6 +16,7 @@ mod volume_create;
 mod volume_delete;
 mod volume_map;
 mod volume_show;
+mod whatif;
 
 use crate::cli::{Cli, ClusterVerb, NodeVerb, Noun, VolumeVerb};
 use crate::context::Context;
@@ -52,5 +55,8 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         },
         Noun::Scrub(args) => scrub::scrub(context, &args),
         Noun::Stats(name) => stats::stats(context, &name.volume),
+        Noun::Plan(args) if args.score => plan_score::score(context, &args.name.volume),
+        Noun::Plan(args) => plan::plan(context, &args),
+        Noun::Whatif(args) => whatif::whatif(context, &args.lose),
     }
 }

@@ -2,4 +2,18 @@
 //! moved for it. The mathematics is in `model`, the search in `plan`; both are pure.
 
 pub(crate) mod args;
+mod choice;
+mod cover;
+pub(crate) mod curve;
+pub(crate) mod explain;
+pub(crate) mod gather;
+pub(crate) mod goals;
+mod latency;
+mod model;
+pub(crate) mod outlook;
+pub(crate) mod plan;
+pub(crate) mod planned;
+pub(crate) mod problem;
 pub(crate) mod target;
+
+pub(crate) use planned::{Planned, plan_for};

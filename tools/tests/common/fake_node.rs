@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use ukai_meta::NodeRecord;
 use ukai_proto::decode::VecDecoder;
 use ukai_proto::message::{
-    Hello, InventoryEntry, Pull, Pulled, Role, SectorState, ShardStats, chunk_list, inventory,
-    sector_states,
+    Hello, InventoryEntry, Pull, Pulled, Report, Role, SectorState, ShardStats, chunk_list,
+    inventory, sector_states,
 };
 use ukai_proto::route::shard_of;
 use ukai_proto::{
@@ -42,6 +42,8 @@ pub struct Held {
     /// LISTs with VERIFY, and FLUSHes.
     pub verified: u32,
     pub flushes: u32,
+    /// Reports of fronts, by (kind, page).
+    pub reports: BTreeMap<(u16, u32), Vec<u8>>,
     /// The cluster it says it belongs to, if another.
     pub other_cluster: Option<ClusterId>,
 }
@@ -251,6 +253,17 @@ fn answer(
                 }
             }
             Frame::new(reply(Status::Ok), pulled.encode(), None)
+        }
+        Opcode::GetReport => {
+            let asked = Report::decode(&frame.aux).unwrap();
+            match held.reports.get(&(asked.kind.0, asked.page)) {
+                None => Frame::bare(reply(Status::NotFound)),
+                Some(body) => {
+                    let body = body.clone();
+                    let aux = Report { body, ..asked }.encode();
+                    Frame::new(reply(Status::Ok), aux, None)
+                }
+            }
         }
         Opcode::Flush => {
             held.flushes += 1;

@@ -2,7 +2,6 @@
 
 #[cfg(feature = "shell")]
 mod conformance;
-mod doubt;
 mod faults;
 mod golden;
 mod memory;

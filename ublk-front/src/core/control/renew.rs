@@ -30,7 +30,7 @@ pub(super) enum Step {
 #[derive(Debug, Default)]
 pub(super) struct Renewal {
     pub(super) step: Step,
-    /// Chunks with writes that failed halfway, or of which no replica is certain.
+    /// Chunks with writes that failed halfway.
     chunks: BTreeSet<ChunkIndex>,
     not_before: Now,
 }
@@ -52,7 +52,7 @@ impl ControlCore {
     /// The token is committed. Who is fenced under it is to be seen.
     pub(super) fn token_renewed(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         self.note(
-            "replicas may differ: continuing under a new token".into(),
+            "writes failed halfway: continuing under a new token".into(),
             out,
         );
         self.renewal.step = Step::Draining;
@@ -77,8 +77,7 @@ impl ControlCore {
             return false;
         }
         let count = self.map().chunk_count();
-        let mut chunks = std::mem::take(&mut self.renewal.chunks);
-        chunks.append(&mut self.recovered);
+        let chunks = std::mem::take(&mut self.renewal.chunks);
         self.intents
             .extend(chunks.into_iter().filter(|chunk| chunk.0 < count));
         self.seq.renewed();

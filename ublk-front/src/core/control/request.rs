@@ -1,7 +1,6 @@
 //! Control's requests to nodes: what was asked, of whom, and who wants the answer.
 
 use super::ControlCore;
-use super::sync::Part;
 use crate::core::api::{ControlAction, ControlError, Now, PeerIndex};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,10 +33,10 @@ pub(super) enum Want {
         job: u64,
         source: NodeId,
     },
-    /// A copy of one chunk, or of a part of it.
+    /// A copy of one chunk.
     Copy {
         job: u64,
-        part: Part,
+        chunk: ChunkIndex,
     },
     /// What was copied is durable at the target.
     SyncFlush {
@@ -52,7 +51,7 @@ pub(super) enum Want {
         again: bool,
     },
     /// Replicas deleted on a node.
-    Release(NodeId, Vec<ChunkRange>),
+    Release(NodeId, ChunkRange),
     /// Detach: flush, then settle.
     Flush,
     Settle,
@@ -177,12 +176,18 @@ impl ControlCore {
         &mut self,
         now: Now,
         peer: PeerIndex,
-        ranges: Vec<ChunkRange>,
+        range: ChunkRange,
         out: &mut Vec<ControlAction>,
     ) {
-        let aux = chunk_ranges(&ranges);
-        let want = Want::Release(self.node_of(peer), ranges);
-        self.ask(now, peer, Opcode::Release, |_| aux, want, out);
+        let want = Want::Release(self.node_of(peer), range);
+        self.ask(
+            now,
+            peer,
+            Opcode::Release,
+            |_| chunk_ranges(&[range]),
+            want,
+            out,
+        );
     }
 
     pub(super) fn ask_plain(
@@ -363,7 +368,7 @@ impl ControlCore {
             Want::List { job, .. } | Want::Copy { job, .. } | Want::SyncFlush { job }
                 if !self.is_sync_job(job) => {}
             Want::List { source, .. } => self.listed(now, peer, source, result, header, out),
-            Want::Copy { part, .. } => self.chunk_copied(now, part, result, out),
+            Want::Copy { chunk, .. } => self.chunk_copied(now, chunk, result, out),
             Want::SyncFlush { .. } => self.target_flushed(now, result.is_ok(), out),
             Want::Repair {
                 source,
@@ -381,10 +386,10 @@ impl ControlCore {
                     self.repair_range(now, (chunk, range), source, Some(from), out);
                 }
             }
-            Want::Release(node, ranges) => {
+            Want::Release(node, range) => {
                 if result.is_ok() {
                     let seen = self.seen.entry(node).or_default();
-                    seen.released.insert(peer, ranges);
+                    seen.released.insert(peer, range);
                 }
             }
         }

@@ -19,7 +19,7 @@ use crate::core::api::{
 };
 use crate::core::config::NodeEntry;
 use crate::core::control::{ControlConfig, ControlCore};
-use meta::{Announce, Work};
+use meta::{Announce, Job};
 use node::Nodes;
 use poller::{Poller, Readiness};
 use serde_json::{Value, json};
@@ -101,7 +101,7 @@ struct Control {
     control_path: PathBuf,
     nodes: Nodes,
     poller: Poller,
-    works: flume::Sender<Work>,
+    jobs: flume::Sender<Job>,
     announce: flume::Sender<Announce>,
     ready: Option<flume::Sender<Presented>>,
     frontend_orders: Post<FrontendOrder>,
@@ -131,8 +131,8 @@ pub fn run(setup: ControlSetup) -> Result<(), ControlFailure> {
         ..
     } = setup;
     let volume = config.volume;
-    let works = meta::worker(meta.clone(), volume, port.clone())?;
-    let _watching = meta::watchers(&meta, volume, &port)?;
+    let jobs = meta::worker(meta.clone(), volume, port.clone())?;
+    let _watching = meta::watcher(meta.clone(), volume, port.clone())?;
     let announce = meta::announcer(meta, volume, port)?;
     let poller = Poller::new()?;
     poller.add(mailbox.event().as_raw_fd(), MAILBOX)?;
@@ -143,7 +143,7 @@ pub fn run(setup: ControlSetup) -> Result<(), ControlFailure> {
         control_path: setup.control_path,
         nodes: Nodes::new(cluster, NODES),
         poller,
-        works,
+        jobs,
         announce,
         ready: Some(setup.ready),
         frontend_orders: setup.frontend,
@@ -154,8 +154,7 @@ pub fn run(setup: ControlSetup) -> Result<(), ControlFailure> {
         counters: Counters::default(),
         asked: Vec::new(),
         detachers: Vec::new(),
-        // A volume is not settled before its job is known.
-        events: vec![ControlEvent::Start, ControlEvent::JobChanged],
+        events: vec![ControlEvent::Start],
         ended: None,
     };
     let result = control.run(&mailbox);
@@ -221,12 +220,8 @@ impl Control {
                 self.nodes
                     .tick(clock::now(), &self.poller, &mut self.events);
             }
-            ControlAction::MetaLoad(id) => self.work(Work::Load(id)),
-            ControlAction::MetaCommit(id, update) => self.work(Work::Commit(id, update)),
-            ControlAction::JobLoad(id) => self.work(Work::JobLoad(id)),
-            ControlAction::JobStore(id, job, version) => {
-                self.work(Work::JobStore(id, job, version));
-            }
+            ControlAction::MetaLoad(id) => self.job(Job::Load(id)),
+            ControlAction::MetaCommit(id, update) => self.job(Job::Commit(id, update)),
             ControlAction::Send { peer, header, aux } => self.nodes.send(peer, &header, &aux),
             ControlAction::Order(lane, order) => {
                 if let LaneOrder::Install { config, .. } = &order {
@@ -266,9 +261,9 @@ impl Control {
         }
     }
 
-    fn work(&self, work: Work) {
+    fn job(&self, job: Job) {
         // The worker lives as long as this sender; control has few requests under way.
-        if self.works.send(work).is_err() {
+        if self.jobs.send(job).is_err() {
             panic!("the metadata worker has died");
         }
     }
@@ -310,7 +305,6 @@ impl Control {
             }
             ControlInput::Meta(id, outcome) => self.events.push(ControlEvent::Meta(id, outcome)),
             ControlInput::MapChanged => self.events.push(ControlEvent::MapChanged),
-            ControlInput::JobChanged => self.events.push(ControlEvent::JobChanged),
             ControlInput::Note(text) => tracing::warn!("{text}"),
             ControlInput::Detach {
                 force,

@@ -1,0 +1,387 @@
+//! What the planner needs to know, from the metadata store and from the nodes; and everything that had to
+//! be assumed because nobody knows it.
+
+use super::args::PlanArgs;
+use super::latency::{add_overhead, models, overhead_text};
+use super::outlook::Outlook;
+use super::plan::Ask;
+use super::problem::{Heat, Known, Node, NodeModel, Problem, Rules};
+use super::target::Kind;
+use crate::client::{ClientError, NodeClient, block_on, shards};
+use crate::context::{Context, Names};
+use crate::error::{Result, ToolError};
+use crate::report::{Told, told};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{SystemTime, UNIX_EPOCH};
+use ukai_meta::map::VolumeMap;
+use ukai_meta::{LatencyPoints, NodeLatency, NodeRecord, NodeState, ReplicaState, catalog};
+use ukai_proto::heat::ChunkHeat;
+use ukai_proto::message::read_chunk_list;
+use ukai_proto::{ChunkIndex, ClusterId, Flags, Generation, Header, NodeId, Opcode};
+
+/// Guest requests of the last minute that a measurement of the front's own time needs.
+const OVERHEAD_SAMPLES_MIN: u64 = 200;
+/// More than this is no front's own time, but a load that the heat does not tell of.
+const OVERHEAD_US_MAX: f64 = 5000.0;
+/// Measurements older than this are mentioned as old: a day.
+const OLD_S: u64 = 86_400;
+
+/// Everything about one volume and where it is used.
+pub(crate) struct Gathered {
+    /// Where it is, or shall be, used; absent: nobody said, and nobody has it attached.
+    pub(crate) host: Option<String>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) heat: Option<Heat>,
+    pub(crate) written: Option<Vec<bool>>,
+    pub(crate) told: Option<Told>,
+    pub(crate) assumed: Vec<String>,
+    pub(crate) overhead_us: Option<[f64; 2]>,
+}
+
+impl Gathered {
+    pub(crate) fn known(&self) -> Known<'_> {
+        Known {
+            nodes: self.nodes.clone(),
+            heat: self.heat.as_ref(),
+            written: self.written.as_deref(),
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods)] // the age of what was measured
+pub(crate) fn now_unix_s() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// What is asked, checked against what there is.
+pub(crate) fn ask(
+    map: &VolumeMap,
+    nodes: &[NodeState],
+    args: &PlanArgs,
+    host: &str,
+    curve: bool,
+) -> Result<Ask> {
+    let sites: BTreeSet<&str> = nodes.iter().map(|node| node.record.site.as_str()).collect();
+    let named = args
+        .copies
+        .iter()
+        .map(|place| &place.0.site)
+        .chain(&args.only_sites)
+        .chain(&args.to_site);
+    for site in named {
+        if !sites.contains(site.as_str()) {
+            let known: Vec<&str> = sites.iter().copied().collect();
+            return Err(
+                ToolError::not_found(format!("no node belongs to site {site:?}"))
+                    .next(format!("sites are: {}", known.join(", "))),
+            );
+        }
+    }
+    for one in &args.assume {
+        let is_node = |node: &NodeState| crate::place::is_called(node, &one.who);
+        if !sites.contains(one.who.as_str()) && !nodes.iter().any(is_node) {
+            return Err(ToolError::not_found(format!(
+                "--assume {one}: no node and no site is called so"
+            )));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = args.copies.iter().find(|place| !seen.insert(&place.0.site)) {
+        return Err(ToolError::usage(format!(
+            "site {} is named twice in --copies",
+            twice.0.site
+        )));
+    }
+    let copies: usize = args
+        .copies
+        .iter()
+        .map(|place| usize::from(place.0.copies))
+        .sum();
+    if copies > crate::place::COPIES_MAX {
+        return Err(ToolError::usage(format!(
+            "{copies} copies; at most {} are possible",
+            crate::place::COPIES_MAX
+        )));
+    }
+    let rules = Rules {
+        copies: args.copies.iter().map(|place| place.0.clone()).collect(),
+        only_sites: args.only_sites.clone(),
+        to_site: args.to_site.clone(),
+        keep_sites: args.copies.is_empty() && args.only_sites.is_empty() && args.to_site.is_none(),
+    };
+    Ok(Ask {
+        host: host.into(),
+        targets: args.target.clone(),
+        rules,
+        range: Some(
+            args.range
+                .resolve(map.head.size_bytes, map.head.chunk_bytes)?,
+        ),
+        curve,
+    })
+}
+
+/// Asks everyone.
+pub(crate) fn gather(context: &Context, map: &VolumeMap, args: &PlanArgs) -> Result<Gathered> {
+    let states = context.nodes()?;
+    let names = context.names_of(&states);
+    let cluster = context.cluster()?.cluster;
+    let evacuated: Vec<NodeId> = args
+        .evacuate
+        .iter()
+        .map(|name| Ok(context.node(name)?.record.node))
+        .collect::<Result<_>>()?;
+    let told = told(cluster, &names, map);
+    let attached = map.head.attach.as_ref().map(|attach| attach.host.clone());
+    let host = args.host.clone().or(attached.clone());
+    let mut out = Gathered {
+        host: host.clone(),
+        nodes: states
+            .iter()
+            .map(|state| node(state, evacuated.contains(&state.record.node)))
+            .collect(),
+        heat: None,
+        written: None,
+        told,
+        assumed: Vec::new(),
+        overhead_us: None,
+    };
+    for node in map.nodes() {
+        if names.state(node).is_none() {
+            out.nodes.push(gone(node, evacuated.contains(&node)));
+        }
+    }
+    out.read_heat(map);
+    if let Some(host) = &host {
+        out.read_latencies(context, map, &states, host, args)?;
+    }
+    out.written = block_on(written(cluster, &names, map));
+    if out.written.is_none() {
+        out.assumed
+            .push("which chunks hold data is not known: each counts whole".into());
+    }
+    Ok(out)
+}
+
+fn node(state: &NodeState, is_evacuated: bool) -> Node {
+    let record = &state.record;
+    Node {
+        id: record.node,
+        name: record.name.clone(),
+        site: record.site.clone(),
+        is_alive: state.live.is_some(),
+        is_draining: record.draining,
+        is_evacuated,
+        free_bytes: state.live.as_ref().map_or(0, |live| {
+            record.capacity_bytes.saturating_sub(live.used_bytes)
+        }),
+        model: None,
+    }
+}
+
+/// A node whose record is gone.
+fn gone(node: NodeId, is_evacuated: bool) -> Node {
+    Node {
+        id: node,
+        name: node.to_string(),
+        site: "?".into(),
+        is_alive: false,
+        is_draining: false,
+        is_evacuated,
+        free_bytes: 0,
+        model: None,
+    }
+}
+
+impl Gathered {
+    fn read_heat(&mut self, map: &VolumeMap) {
+        let heat = self.told.as_ref().and_then(|told| told.heat.as_ref());
+        let Some(heat) = heat.filter(|heat| {
+            heat.chunks
+                .iter()
+                .any(|chunk| chunk.reads > 0 || chunk.writes > 0)
+        }) else {
+            self.assumed.push(
+                "how much each chunk is used is not known (no front told it): all that hold data count the same".into(),
+            );
+            return;
+        };
+        let rate = |level| {
+            ChunkHeat {
+                reads: level,
+                ..ChunkHeat::default()
+            }
+            .reads_per_s()
+        };
+        let rates: Vec<f64> = (0..=u8::MAX).map(rate).collect();
+        self.heat = Some(Heat {
+            codes: heat
+                .chunks
+                .iter()
+                .take(map.chunk_count() as usize)
+                .map(|chunk| [chunk.reads, chunk.writes])
+                .collect(),
+            rates: rates
+                .into_boxed_slice()
+                .try_into()
+                .expect("one for each byte"),
+        });
+    }
+
+    fn read_latencies(
+        &mut self,
+        context: &Context,
+        map: &VolumeMap,
+        states: &[NodeState],
+        host: &str,
+        args: &PlanArgs,
+    ) -> Result<()> {
+        let records: Vec<NodeRecord> = states.iter().map(|state| state.record.clone()).collect();
+        let own = |host: &str| -> Result<Vec<NodeLatency>> {
+            Ok(catalog::host_latency(&*context.store, host)?
+                .map_or_else(Vec::new, |record| record.nodes))
+        };
+        if let Some(record) = catalog::host_latency(&*context.store, host)? {
+            let age_s = now_unix_s().saturating_sub(record.at_unix_s);
+            if age_s > OLD_S {
+                self.assumed.push(format!(
+                    "latencies from {host} were measured {} days ago",
+                    age_s / OLD_S
+                ));
+            }
+        }
+        let front = self.told.as_ref().map(|told| told.front.clone());
+        let of_front = |at: &str| {
+            front
+                .iter()
+                .filter(|front| front.host == at)
+                .flat_map(|front| front.nodes.clone())
+                .collect::<Vec<_>>()
+        };
+        let mut found = models(&records, &own(host)?, &of_front(host), &args.assume);
+        self.assumed.append(&mut found.assumed);
+        if let Some(front) = &front {
+            let there = models(&records, &own(&front.host)?, &of_front(&front.host), &[]);
+            self.overhead_us = self.overhead(map, there.models, front);
+            if let Some(overhead_us) = self.overhead_us {
+                self.assumed.push(overhead_text(overhead_us, &front.host));
+                add_overhead(&mut found.models, overhead_us);
+            }
+        }
+        if self.overhead_us.is_none() {
+            self.assumed.push(
+                "the front's own time is not known: the guest will see a little more than what the nodes take".into(),
+            );
+        }
+        for node in &mut self.nodes {
+            node.model = found.models.remove(&node.id);
+        }
+        Ok(())
+    }
+
+    /// The guest's median against what the nodes alone explain, where the volume is attached now.
+    fn overhead(
+        &self,
+        map: &VolumeMap,
+        mut models: BTreeMap<NodeId, NodeModel>,
+        front: &ukai_meta::report::FrontReport,
+    ) -> Option<[f64; 2]> {
+        let mut nodes = self.nodes.clone();
+        for node in &mut nodes {
+            node.model = models.remove(&node.id);
+        }
+        let known = Known {
+            nodes,
+            heat: self.heat.as_ref(),
+            written: None,
+        };
+        let problem = Problem::new(map, known, map.all(), Rules::default(), Vec::new());
+        if problem
+            .sets
+            .iter()
+            .flat_map(|set| &set.in_sync)
+            .any(|node| problem.node(*node).model.is_none())
+        {
+            return None;
+        }
+        let now = Outlook::now(&problem);
+        let above = |kind: Kind, seen: Option<&LatencyPoints>| {
+            let seen = seen.filter(|points| points.count >= OVERHEAD_SAMPLES_MIN)?;
+            let above = seen.quantile(0.5) - now.quantile(kind, 0.5);
+            (above <= OVERHEAD_US_MAX).then_some(above.max(0.0))
+        };
+        let read = above(Kind::Read, front.guest.read.latency.as_ref());
+        let write = above(Kind::Write, front.guest.write.latency.as_ref());
+        // What is only known of one kind is much the same for the other.
+        let (read, write) = (read.or(write)?, write.or(read)?);
+        Some([read, write])
+    }
+}
+
+/// By chunk: whether any in-sync replica holds data. `None`: some chunk has no such replica on a node that
+/// answers.
+async fn written(cluster: ClusterId, names: &Names, map: &VolumeMap) -> Option<Vec<bool>> {
+    let mut answered = BTreeSet::new();
+    let mut out = vec![false; map.chunk_count() as usize];
+    for node in map.nodes() {
+        let Some(state) = names.state(node).filter(|state| state.live.is_some()) else {
+            continue;
+        };
+        // A node that was never fenced for this volume refuses; another may do.
+        if written_on(cluster, &state.record, map, &mut out)
+            .await
+            .is_ok()
+        {
+            answered.insert(node);
+        }
+    }
+    let covered = |set: &[ukai_meta::Replica]| {
+        set.iter().any(|replica| {
+            replica.state == ReplicaState::InSync && answered.contains(&replica.node)
+        })
+    };
+    map.sets_in_use()
+        .all(|set| covered(map.set(set)))
+        .then_some(out)
+}
+
+async fn written_on(
+    cluster: ClusterId,
+    record: &NodeRecord,
+    map: &VolumeMap,
+    out: &mut [bool],
+) -> std::result::Result<(), ClientError> {
+    for shard in shards(record) {
+        let mut client = NodeClient::connect(cluster, record, shard).await?;
+        let mut start = ChunkIndex(0);
+        loop {
+            let request = Header {
+                volume: map.head.volume,
+                token: map.head.token,
+                generation: Generation(0),
+                chunk: start,
+                ..Header::request(Opcode::WrittenSince, 0)
+            };
+            let reply = client.request(request, Vec::new()).await?;
+            let chunks = read_chunk_list(&reply.aux)?;
+            for chunk in &chunks {
+                if let Some(written) = out.get_mut(chunk.0 as usize) {
+                    *written = true;
+                }
+            }
+            match chunks.last() {
+                Some(last)
+                    if reply.header.flags.has(Flags::MORE)
+                        && *last >= start
+                        && last.0 < u32::MAX =>
+                {
+                    start = ChunkIndex(last.0 + 1);
+                }
+                _ => break,
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,317 @@
+//! From what was measured between a host and nodes to what the planner takes for true, and what it had to
+//! assume for it.
+
+use super::args::AssumeArg;
+use super::model::Distribution;
+use super::problem::NodeModel;
+use super::target::{Kind, latency_text};
+use std::collections::BTreeMap;
+use ukai_meta::{LatencyPoints, NodeLatency, NodeRecord};
+use ukai_proto::NodeId;
+
+/// Where a node's numbers come from, for the list of assumptions.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Source {
+    Measured,
+    /// Network and service, each measured.
+    Parts,
+    /// The service is that of other nodes.
+    OtherService,
+    /// No service is known at all.
+    NetworkOnly,
+    /// Reads for writes, or writes for reads.
+    OtherKind,
+    /// `--assume`.
+    Assumed,
+}
+
+impl Source {
+    fn text(self, kind: Kind) -> Option<String> {
+        let kind = kind.name();
+        match self {
+            Self::Measured => None,
+            Self::Parts => Some(format!(
+                "no {kind} was measured: network round trip plus the node's {kind} service time"
+            )),
+            Self::OtherService => Some(format!(
+                "no {kind} was measured: network round trip plus the {kind} service time of other nodes"
+            )),
+            Self::NetworkOnly => Some(format!(
+                "no {kind} and no service time was measured: network round trip alone"
+            )),
+            Self::OtherKind => Some(format!(
+                "no {kind} was measured: taken to be as the other kind"
+            )),
+            Self::Assumed => Some(format!(
+                "nothing was measured: {kind}s as told by --assume, plus the service time of other nodes"
+            )),
+        }
+    }
+}
+
+/// Models of nodes as seen from one host.
+pub(crate) struct Models {
+    pub(crate) models: BTreeMap<NodeId, NodeModel>,
+    /// One line for each thing that had to be assumed.
+    pub(crate) assumed: Vec<String>,
+}
+
+/// Makes them. `front` is what a front on that host told; newer than `record`.
+pub(crate) fn models(
+    nodes: &[NodeRecord],
+    record: &[NodeLatency],
+    front: &[NodeLatency],
+    assume: &[AssumeArg],
+) -> Models {
+    let known: BTreeMap<NodeId, NodeLatency> = nodes
+        .iter()
+        .map(|node| (node.node, merged(node.node, record, front)))
+        .collect();
+    let service = Kind::BOTH.map(|kind| typical_service(known.values(), kind));
+    let mut out = Models {
+        models: BTreeMap::new(),
+        assumed: Vec::new(),
+    };
+    let mut notes: BTreeMap<(Kind, Source), Vec<&str>> = BTreeMap::new();
+    for node in nodes {
+        let assumed = assume
+            .iter()
+            .find(|one| one.who == node.name || one.who.parse() == Ok(node.node))
+            .or_else(|| assume.iter().find(|one| one.who == node.site));
+        #[allow(clippy::cast_precision_loss)] // at most 100 s
+        let assumed = assumed.map(|one| one.latency.us as f64);
+        let latency = &known[&node.node];
+        let (Some((read, by_read)), Some((write, by_write))) = (
+            round_trip(latency, Kind::Read, &service, assumed),
+            round_trip(latency, Kind::Write, &service, assumed),
+        ) else {
+            continue;
+        };
+        for (kind, source) in [(Kind::Read, by_read), (Kind::Write, by_write)] {
+            notes.entry((kind, source)).or_default().push(&node.name);
+        }
+        out.models.insert(node.node, NodeModel { read, write });
+    }
+    for ((kind, source), names) in notes {
+        if let Some(text) = source.text(kind) {
+            out.assumed.push(format!("{}: {text}", names.join(", ")));
+        }
+    }
+    out
+}
+
+/// What is known of a node, the front's word first.
+fn merged(node: NodeId, record: &[NodeLatency], front: &[NodeLatency]) -> NodeLatency {
+    let find = |list: &[NodeLatency]| list.iter().find(|known| known.node == node).cloned();
+    let mut out = find(front).unwrap_or(NodeLatency::of(node));
+    if let Some(old) = find(record) {
+        out.network = out.network.or(old.network);
+        out.read = out.read.or(old.read);
+        out.write = out.write.or(old.write);
+        out.read_service = out.read_service.or(old.read_service);
+        out.write_service = out.write_service.or(old.write_service);
+    }
+    out
+}
+
+fn measured(latency: &NodeLatency, kind: Kind) -> Option<&LatencyPoints> {
+    match kind {
+        Kind::Read => latency.read.as_ref(),
+        Kind::Write => latency.write.as_ref(),
+    }
+}
+
+fn service_of(latency: &NodeLatency, kind: Kind) -> Option<&LatencyPoints> {
+    match kind {
+        Kind::Read => latency.read_service.as_ref(),
+        Kind::Write => latency.write_service.as_ref(),
+    }
+}
+
+/// Service time of any node: the mixture of those that told theirs; else by how much round trips are above
+/// the network's, in the median.
+fn typical_service<'a>(
+    known: impl Iterator<Item = &'a NodeLatency> + Clone,
+    kind: Kind,
+) -> Option<Distribution> {
+    let told: Vec<Distribution> = known
+        .clone()
+        .filter_map(|node| service_of(node, kind))
+        .map(Distribution::from_points)
+        .collect();
+    if !told.is_empty() {
+        return Some(Distribution::mixture(told.iter().map(|one| (1.0, one))));
+    }
+    let above = known
+        .filter_map(|node| Some(measured(node, kind)?.quantile(0.5) - node.network?.quantile(0.5)));
+    let mut above: Vec<f64> = above.collect();
+    above.sort_by(f64::total_cmp);
+    let median = *above.get(above.len() / 2)?;
+    (median > 1.0).then(|| Distribution::constant(median))
+}
+
+fn round_trip(
+    latency: &NodeLatency,
+    kind: Kind,
+    typical: &[Option<Distribution>; 2],
+    assumed: Option<f64>,
+) -> Option<(Distribution, Source)> {
+    let other = match kind {
+        Kind::Read => Kind::Write,
+        Kind::Write => Kind::Read,
+    };
+    if let Some(points) = measured(latency, kind) {
+        return Some((Distribution::from_points(points), Source::Measured));
+    }
+    let own_service = service_of(latency, kind).map(Distribution::from_points);
+    let [read, write] = typical;
+    let other_service = match kind {
+        Kind::Read => read.as_ref().or(write.as_ref()),
+        Kind::Write => write.as_ref().or(read.as_ref()),
+    };
+    if let Some(network) = &latency.network {
+        let network = Distribution::from_points(network);
+        return Some(match (own_service, other_service) {
+            (Some(service), _) => (network.sum(&service), Source::Parts),
+            (None, Some(service)) => (network.sum(service), Source::OtherService),
+            (None, None) => (network, Source::NetworkOnly),
+        });
+    }
+    if let Some(points) = measured(latency, other) {
+        return Some((Distribution::from_points(points), Source::OtherKind));
+    }
+    let network = Distribution::constant(assumed?);
+    let service = own_service.as_ref().or(other_service);
+    Some((
+        service.map_or_else(|| network.clone(), |service| network.sum(service)),
+        Source::Assumed,
+    ))
+}
+
+/// What the guest waits beside the nodes, as a constant: the front's own work and the way to the guest.
+pub(crate) fn add_overhead(models: &mut BTreeMap<NodeId, NodeModel>, overhead_us: [f64; 2]) {
+    for model in models.values_mut() {
+        for (kind, us) in Kind::BOTH.into_iter().zip(overhead_us) {
+            if us < 1.0 {
+                continue;
+            }
+            let shifted = model.of(kind).later(us);
+            match kind {
+                Kind::Read => model.read = shifted,
+                Kind::Write => model.write = shifted,
+            }
+        }
+    }
+}
+
+/// For the list of assumptions.
+pub(crate) fn overhead_text(overhead_us: [f64; 2], host: &str) -> String {
+    format!(
+        "beside the nodes, the guest waits {} for a read and {} for a write, as measured on {host} now",
+        latency_text(overhead_us[0]),
+        latency_text(overhead_us[1])
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn points(us: f64) -> Option<LatencyPoints> {
+        LatencyPoints::from_quantiles(100, |q| us * (1.0 + q))
+    }
+
+    fn record(n: u8) -> NodeRecord {
+        NodeRecord {
+            node: NodeId([n; 16]),
+            name: format!("n{n}"),
+            site: format!("site-{}", n / 10),
+            labels: Vec::new(),
+            shard_count: 1,
+            shard_addresses: Vec::new(),
+            host: "h".into(),
+            capacity_bytes: 1,
+            draining: false,
+        }
+    }
+
+    fn latency(n: u8) -> NodeLatency {
+        NodeLatency::of(NodeId([n; 16]))
+    }
+
+    #[test]
+    fn what_is_missing_is_taken_from_others_and_said() {
+        let known = [
+            NodeLatency {
+                network: points(100.0),
+                read: points(300.0),
+                read_service: points(200.0),
+                ..latency(1)
+            },
+            NodeLatency {
+                network: points(1000.0),
+                ..latency(2)
+            },
+            NodeLatency {
+                network: points(1000.0),
+                read_service: points(4000.0),
+                ..latency(3)
+            },
+            latency(4),
+        ];
+        let nodes: Vec<NodeRecord> = (1..=5).map(record).collect();
+        let assume = ["n5=7ms".parse().unwrap(), "site-9=1ms".parse().unwrap()];
+        let got = models(&nodes, &known, &[], &assume);
+        let read = |n: u8| {
+            got.models
+                .get(&NodeId([n; 16]))
+                .map(|model| model.read.quantile(0.5).round())
+        };
+        let near =
+            |us: Option<f64>, exact: f64| us.is_some_and(|us| (us / exact - 1.0).abs() < 0.05);
+        assert!(near(read(1), 450.0), "{:?}", read(1));
+        assert!(
+            near(read(2), 1500.0 + 1.5 * (200.0 + 4000.0) / 2.0) || read(2) > read(1),
+            "{:?}",
+            read(2)
+        );
+        assert!(near(read(3), 7500.0), "{:?}", read(3));
+        assert_eq!(read(4), None, "nothing is known");
+        assert!(read(5).is_some_and(|us| us > 7000.0), "{:?}", read(5));
+        let text = got.assumed.join("\n");
+        assert!(
+            text.contains(
+                "n3: no read was measured: network round trip plus the node's read service"
+            ),
+            "{text}"
+        );
+        assert!(text.contains("n2: no read was measured: network round trip plus the read service time of other nodes"), "{text}");
+        assert!(
+            text.contains("n5: nothing was measured: reads as told by --assume"),
+            "{text}"
+        );
+        assert!(!text.contains("n1: no read"), "{text}");
+        assert!(text.contains("n1, n2, n3: no write was measured: network round trip plus the write service time of other"), "{text}");
+    }
+
+    #[test]
+    fn the_fronts_word_is_newer() {
+        let nodes = [record(1)];
+        let old = [NodeLatency {
+            read: points(5000.0),
+            write: points(9000.0),
+            ..latency(1)
+        }];
+        let new = [NodeLatency {
+            read: points(100.0),
+            ..latency(1)
+        }];
+        let mut got = models(&nodes, &old, &new, &[]).models;
+        let p50 =
+            |got: &BTreeMap<NodeId, NodeModel>, kind| got[&NodeId([1; 16])].of(kind).quantile(0.5);
+        assert!((p50(&got, Kind::Read) / 150.0 - 1.0).abs() < 0.03);
+        assert!((p50(&got, Kind::Write) / 13_500.0 - 1.0).abs() < 0.03);
+        add_overhead(&mut got, [50.0, 0.0]);
+        assert!((p50(&got, Kind::Read) / 200.0 - 1.0).abs() < 0.03);
+    }
+}

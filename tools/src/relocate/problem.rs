@@ -1,0 +1,445 @@
+//! What the planner works on: nodes, distinct replica sets, and chunks grouped by replica set and load,
+//! so that its work grows with how many *kinds* of chunks there are, not with how many chunks.
+
+use super::model::Distribution;
+use super::target::Kind;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use ukai_meta::map::VolumeMap;
+use ukai_meta::{PlaceRule, ReplicaState};
+use ukai_proto::NodeId;
+use ukai_proto::message::ChunkRange;
+
+/// Index into [`Problem::nodes`].
+pub(crate) type NodeIndex = u16;
+
+/// Kinds of chunks kept apart at most: it bounds time and memory of the search. Above it loads are told apart
+/// less finely, by a quarter, a half, ... instead of an eighth.
+const CLASSES_MAX: usize = 1 << 14;
+
+/// Round trips from the host to one node.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeModel {
+    pub(crate) read: Distribution,
+    pub(crate) write: Distribution,
+}
+
+impl NodeModel {
+    pub(crate) fn of(&self, kind: Kind) -> &Distribution {
+        match kind {
+            Kind::Read => &self.read,
+            Kind::Write => &self.write,
+        }
+    }
+}
+
+/// A node as the planner sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) site: String,
+    pub(crate) is_alive: bool,
+    pub(crate) is_draining: bool,
+    /// Everything is to be moved off it.
+    pub(crate) is_evacuated: bool,
+    pub(crate) free_bytes: u64,
+    /// Absent: nothing was measured between the host and this node.
+    pub(crate) model: Option<NodeModel>,
+}
+
+impl Node {
+    /// Decides from which replica a chunk is read: the lowest median.
+    pub(crate) fn read_median_us(&self) -> f64 {
+        let model = self.model.as_ref();
+        model.map_or(f64::INFINITY, |model| model.read.quantile(0.5))
+    }
+
+    /// Why it gets no chunks, whatever its space.
+    pub(crate) fn unusable(&self) -> Option<&'static str> {
+        match self {
+            Self {
+                is_evacuated: true, ..
+            } => Some("to be emptied"),
+            Self {
+                is_draining: true, ..
+            } => Some("draining"),
+            Self {
+                is_alive: false, ..
+            } => Some("not alive"),
+            _ => None,
+        }
+    }
+}
+
+/// Load of each chunk, as two logarithmic codes.
+#[derive(Clone, Debug)]
+pub(crate) struct Heat {
+    /// Codes of reads and writes per second, by chunk. Chunks beyond the end have none.
+    pub(crate) codes: Vec<[u8; 2]>,
+    /// What a code means, per second; 0 is 0; ascending.
+    pub(crate) rates: Box<[f64; 256]>,
+}
+
+/// What must hold of every chunk that the plan moves.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Rules {
+    /// Copies in a site, at least.
+    pub(crate) copies: Vec<PlaceRule>,
+    /// If not empty: copies lie in these only.
+    pub(crate) only_sites: Vec<String>,
+    /// As many copies as `copies` leaves free lie in this one.
+    pub(crate) to_site: Option<String>,
+    /// Copies stay in at least as many sites as now.
+    pub(crate) keep_sites: bool,
+}
+
+/// A share `probability` of reads or writes is to take at most `limit_us`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct Demand {
+    pub(crate) kind: Kind,
+    pub(crate) probability: f64,
+    pub(crate) limit_us: f64,
+}
+
+/// A distinct replica set.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Set {
+    /// Have everything; what reads and writes are about.
+    pub(crate) in_sync: Vec<NodeIndex>,
+    /// Are being filled: may become part of a goal.
+    pub(crate) joining: Vec<NodeIndex>,
+    /// Hold something that is no base for a new copy: stale or to be deleted.
+    pub(crate) busy: Vec<NodeIndex>,
+    /// Not in sync, on a node to be emptied: replaced too.
+    pub(crate) forced_out: Vec<NodeIndex>,
+}
+
+/// Chunks of one replica set with equal load and size. Only those in the range asked for may move.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Class {
+    pub(crate) set: u32,
+    /// Inside the range that may move.
+    pub(crate) movable: bool,
+    /// Share of the volume's reads that one of its chunks gets.
+    pub(crate) read: f64,
+    /// The same for writes.
+    pub(crate) write: f64,
+    /// Of one chunk; 0 if nothing was ever written there.
+    pub(crate) bytes: u64,
+    pub(crate) chunks: u64,
+    /// (first chunk, chunks), ascending.
+    pub(crate) runs: Vec<(u32, u32)>,
+}
+
+impl Class {
+    pub(crate) fn load(&self, kind: Kind) -> f64 {
+        match kind {
+            Kind::Read => self.read,
+            Kind::Write => self.write,
+        }
+    }
+
+    /// Orders chunks by what there is to gain.
+    pub(crate) fn heat(&self) -> f64 {
+        self.read + self.write
+    }
+}
+
+/// Everything the planner knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Problem {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) sets: Vec<Set>,
+    pub(crate) classes: Vec<Class>,
+    pub(crate) rules: Rules,
+    pub(crate) demands: Vec<Demand>,
+    pub(crate) chunk_bytes: u64,
+    /// For reads and writes: whether the load is known. Otherwise every chunk counts the same.
+    pub(crate) heat_known: [bool; 2],
+}
+
+/// What is known besides the map.
+#[derive(Clone, Debug)]
+pub(crate) struct Known<'a> {
+    /// Every node of the map, and others.
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) heat: Option<&'a Heat>,
+    /// By chunk: whether anything was ever written there; if not, it costs nothing to move.
+    pub(crate) written: Option<&'a [bool]>,
+}
+
+impl Problem {
+    /// Groups the chunks of `map`.
+    pub(crate) fn new(
+        map: &VolumeMap,
+        known: Known<'_>,
+        range: ChunkRange,
+        rules: Rules,
+        demands: Vec<Demand>,
+    ) -> Self {
+        let Known {
+            nodes,
+            heat,
+            written,
+        } = known;
+        let index: HashMap<NodeId, NodeIndex> =
+            (0..).zip(&nodes).map(|(at, node)| (node.id, at)).collect();
+        let mut number = HashMap::new();
+        let mut sets = Vec::new();
+        for set in map.sets_in_use() {
+            number.insert(
+                set,
+                u32::try_from(sets.len()).expect("sets are counted in u16"),
+            );
+            sets.push(Set::new(map.set(set), &index, &nodes));
+        }
+        let heat_known = load_known(heat);
+        let nothing_written = written.is_some_and(|written| !written.contains(&true));
+        let mut grouping = Grouping {
+            map,
+            number: &number,
+            range,
+            heat,
+            heat_known,
+            written,
+            nothing_written,
+            shift: 0,
+        };
+        let classes = loop {
+            match grouping.classes() {
+                Some(classes) => break classes,
+                None => grouping.shift += 1,
+            }
+        };
+        Self {
+            nodes,
+            sets,
+            classes,
+            rules,
+            demands,
+            chunk_bytes: map.head.chunk_bytes,
+            heat_known,
+        }
+    }
+
+    /// Makes the loads shares of the whole again, after classes were taken out.
+    pub(crate) fn normalise(&mut self) {
+        for kind in Kind::BOTH {
+            #[allow(clippy::cast_precision_loss)] // chunks are counted in u32
+            let total: f64 = self
+                .classes
+                .iter()
+                .map(|class| class.load(kind) * class.chunks as f64)
+                .sum();
+            for class in &mut self.classes {
+                let load = match kind {
+                    Kind::Read => &mut class.read,
+                    Kind::Write => &mut class.write,
+                };
+                *load = if total > 0.0 { *load / total } else { 1.0 };
+            }
+        }
+    }
+
+    /// Node from which chunks with these in-sync replicas are read.
+    pub(crate) fn reader(&self, in_sync: &[NodeIndex]) -> NodeIndex {
+        let median = |at: &&NodeIndex| self.nodes[usize::from(**at)].read_median_us();
+        *in_sync
+            .iter()
+            .min_by(|a, b| median(a).total_cmp(&median(b)))
+            .expect("every chunk has an in-sync replica (I1)")
+    }
+
+    pub(crate) fn site(&self, node: NodeIndex) -> &str {
+        &self.nodes[usize::from(node)].site
+    }
+
+    pub(crate) fn node(&self, node: NodeIndex) -> &Node {
+        &self.nodes[usize::from(node)]
+    }
+
+    /// Share of the requests of a kind to chunks on these replicas that are done within `us`.
+    pub(crate) fn share_within(&self, in_sync: &[NodeIndex], kind: Kind, us: f64) -> f64 {
+        let of = |node: NodeIndex| {
+            let model = self.node(node).model.as_ref();
+            model.map_or(0.0, |model| model.of(kind).share_within(us))
+        };
+        match kind {
+            Kind::Read => of(self.reader(in_sync)),
+            Kind::Write => in_sync.iter().map(|node| of(*node)).product(),
+        }
+    }
+}
+
+/// Whether there is a load of each kind to go by.
+fn load_known(heat: Option<&Heat>) -> [bool; 2] {
+    let some = |kind: usize| {
+        heat.is_some_and(|heat| {
+            heat.codes
+                .iter()
+                .any(|codes| heat.rates[usize::from(codes[kind])] > 0.0)
+        })
+    };
+    [some(0), some(1)]
+}
+
+impl Set {
+    fn new(
+        replicas: &[ukai_meta::Replica],
+        index: &HashMap<NodeId, NodeIndex>,
+        nodes: &[Node],
+    ) -> Self {
+        let mut set = Self::default();
+        for replica in replicas {
+            let at = index[&replica.node];
+            let evacuated = nodes[usize::from(at)].is_evacuated;
+            match replica.state {
+                ReplicaState::InSync => set.in_sync.push(at),
+                ReplicaState::Joining => set.joining.push(at),
+                ReplicaState::Stale | ReplicaState::Leaving => set.busy.push(at),
+            }
+            if evacuated && matches!(replica.state, ReplicaState::Joining | ReplicaState::Stale) {
+                set.forced_out.push(at);
+            }
+        }
+        set
+    }
+
+    /// All its replicas, in whatever state.
+    pub(crate) fn replicas(&self) -> usize {
+        self.in_sync.len() + self.joining.len() + self.busy.len()
+    }
+}
+
+struct Grouping<'a> {
+    map: &'a VolumeMap,
+    number: &'a HashMap<ukai_meta::SetIndex, u32>,
+    range: ChunkRange,
+    heat: Option<&'a Heat>,
+    heat_known: [bool; 2],
+    written: Option<&'a [bool]>,
+    nothing_written: bool,
+    /// Low bits of the codes that are disregarded.
+    shift: u32,
+}
+
+/// Four million lookups of small keys: a multiplication mixes them well enough, and nobody chooses them
+/// to collide.
+#[derive(Default)]
+struct Mix(u64);
+
+impl Hasher for Mix {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, key: u64) {
+        self.0 = (self.0 ^ key)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(26);
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Grouping<'_> {
+    /// `None`: more than are kept apart.
+    fn classes(&self) -> Option<Vec<Class>> {
+        let (mut classes, mut sums): (Vec<Class>, Vec<[f64; 2]>) = (Vec::new(), Vec::new());
+        let mut found: HashMap<u64, usize, BuildHasherDefault<Mix>> = HashMap::default();
+        let head = &self.map.head;
+        let end = self.range.start.0 + self.range.count;
+        for (run, set) in self.map.runs() {
+            let set = self.number[&set];
+            // Cut where the range begins and ends.
+            let stop = run.start.0 + run.count;
+            let mut cuts = vec![run.start.0];
+            cuts.extend(
+                [self.range.start.0, end]
+                    .into_iter()
+                    .filter(|cut| *cut > run.start.0 && *cut < stop),
+            );
+            cuts.push(stop);
+            for part in cuts.windows(2) {
+                let movable = part[0] >= self.range.start.0 && part[0] < end;
+                let mut at = part[0];
+                while at < part[1] {
+                    let (codes, written) = (self.codes(at), self.is_written(at));
+                    let differs = |chunk: &u32| {
+                        self.codes(*chunk) != codes || self.is_written(*chunk) != written
+                    };
+                    let next = if self.heat.is_none() && self.written.is_none() {
+                        part[1]
+                    } else {
+                        (at + 1..part[1]).find(differs).unwrap_or(part[1])
+                    };
+                    let key = u64::from(set) << 18
+                        | u64::from(written) << 17
+                        | u64::from(movable) << 16
+                        | u64::from(codes[0] >> self.shift) << 8
+                        | u64::from(codes[1] >> self.shift);
+                    let class = *found.entry(key).or_insert_with(|| {
+                        let bytes = if written { head.chunk_bytes } else { 0 };
+                        classes.push(Class {
+                            set,
+                            movable,
+                            read: 0.0,
+                            write: 0.0,
+                            bytes,
+                            chunks: 0,
+                            runs: Vec::new(),
+                        });
+                        sums.push([0.0; 2]);
+                        classes.len() - 1
+                    });
+                    if classes.len() > CLASSES_MAX && self.shift < 7 {
+                        return None;
+                    }
+                    let count = next - at;
+                    for (kind, sum) in sums[class].iter_mut().enumerate() {
+                        *sum += f64::from(count) * self.rate(kind, codes, written);
+                    }
+                    let class = &mut classes[class];
+                    class.chunks += u64::from(count);
+                    match class.runs.last_mut() {
+                        Some(last) if last.0 + last.1 == at => last.1 += count,
+                        _ => class.runs.push((at, count)),
+                    }
+                    at = next;
+                }
+            }
+        }
+        let total = sums
+            .iter()
+            .fold([0.0; 2], |sum, add| [sum[0] + add[0], sum[1] + add[1]]);
+        for (class, sum) in classes.iter_mut().zip(sums) {
+            #[allow(clippy::cast_precision_loss)] // chunks are counted in u32
+            let chunks = class.chunks as f64;
+            class.read = sum[0] / total[0] / chunks;
+            class.write = sum[1] / total[1] / chunks;
+        }
+        Some(classes)
+    }
+
+    fn codes(&self, chunk: u32) -> [u8; 2] {
+        let codes = self.heat.and_then(|heat| heat.codes.get(chunk as usize));
+        codes.copied().unwrap_or_default()
+    }
+
+    fn is_written(&self, chunk: u32) -> bool {
+        self.written
+            .is_none_or(|written| written.get(chunk as usize).copied().unwrap_or(false))
+    }
+
+    /// Where the load is not known, all that was ever written counts the same.
+    fn rate(&self, kind: usize, codes: [u8; 2], written: bool) -> f64 {
+        match self.heat {
+            Some(heat) if self.heat_known[kind] => heat.rates[usize::from(codes[kind])],
+            _ if written || self.nothing_written => 1.0,
+            _ => 0.0,
+        }
+    }
+}
