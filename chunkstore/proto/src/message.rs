@@ -160,6 +160,9 @@ impl SectorState {
     /// After a crash the log record of an un-acknowledged write was lost but its data was found:
     /// the checksum was taken from the content. Ranks below any logged write of the same version.
     pub const ADOPTED: u16 = 4;
+    /// Only on the wire, with BAD and ADOPTED: the content was adopted under the front that is served still, and
+    /// may be rot. Good enough to be reconciled, not to be read or copied otherwise.
+    pub const DOUBTED: u16 = 8;
 
     /// Never written.
     pub const UNWRITTEN: Self = Self {
@@ -167,6 +170,20 @@ impl SectorState {
         crc: crate::crc::ZERO_SECTOR_CRC,
         flags: Self::ZERO,
     };
+
+    /// As a reconcile sees it: what is only doubted counts as adopted content.
+    #[must_use]
+    pub fn undoubted(self) -> Self {
+        let doubt = if self.flags & Self::DOUBTED == 0 {
+            0
+        } else {
+            Self::DOUBTED | Self::BAD
+        };
+        Self {
+            flags: self.flags & !doubt,
+            ..self
+        }
+    }
 
     /// Same content and same history?
     #[must_use]

@@ -63,6 +63,9 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         };
         match reply {
             StoreReply::Failed { status, sector } => self.fail(request, status, sector, out),
+            StoreReply::Doubted { sector } => {
+                self.fail_at(request, Status::BadCrc, sector, Seq(SEQ_MAX), out);
+            }
             StoreReply::Read {
                 versions,
                 crcs,
@@ -261,11 +264,24 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         sector: SectorInChunk,
         out: &mut Vec<ShardAction<B>>,
     ) {
+        let seq = request.header.reply(status).seq;
+        self.fail_at(request, status, sector, seq, out);
+    }
+
+    /// As [`ShardCore::fail`], with a sequence number: the highest there is says that the record was lost.
+    fn fail_at(
+        &mut self,
+        request: Request,
+        status: Status,
+        sector: SectorInChunk,
+        seq: Seq,
+        out: &mut Vec<ShardAction<B>>,
+    ) {
         let header = &request.header;
         self.counters.answered(header.opcode, status, 0);
         if self.sessions.answered(request.conn, header) {
             let mut reply = header.reply(status);
-            reply.sector = sector;
+            (reply.sector, reply.seq) = (sector, seq);
             let conn = request.conn;
             let frame = OutFrame::bare(reply);
             out.push(ShardAction::Send { conn, frame });
@@ -280,5 +296,6 @@ fn kind<B>(reply: &StoreReply<B>) -> &'static str {
         StoreReply::List(_) => "List",
         StoreReply::Done { .. } => "Done",
         StoreReply::Failed { .. } => "Failed",
+        StoreReply::Doubted { .. } => "Doubted",
     }
 }

@@ -34,6 +34,7 @@ enum Account {
 impl<B: Buffer> Store<B> {
     /// Some more chunks, in the background.
     pub(super) fn account_recovered(&mut self, out: &mut Vec<StoreAction<B>>) {
+        self.review_doubts(out);
         let urgent = self.ops.len() == 0 || !self.wait_intent_room.is_empty();
         let looks = if urgent { IDLE_LOOKS_MAX } else { LOOKS_MAX };
         for (volume, chunk) in self.intents.next_recovered(looks) {
@@ -62,6 +63,7 @@ impl<B: Buffer> Store<B> {
             .zip(settled)
             .is_some_and(|(intent, settled)| intent.last_version <= settled);
         known
+            && !self.is_chunk_doubted(volume, chunk)
             && !self.chunk_suspect(volume, chunk)
             && self.directory.pieces(volume, chunk).all(
                 |(_, entry)| !matches!(entry, Entry::Slot(slot, _) if self.is_unreadable(slot)),

@@ -162,6 +162,11 @@ pub enum StoreReply<B> {
     },
     /// LIST, and Verify.
     List(Vec<SectorState>),
+    /// READ of content that was adopted and may be rot: not served as long as another replica can.
+    Doubted {
+        /// The first such sector.
+        sector: SectorInChunk,
+    },
     /// Everything else that went well. For `Put`: sectors that were applied.
     Done {
         /// Sectors applied (writes: newer ones; others 0).

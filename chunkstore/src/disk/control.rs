@@ -52,7 +52,11 @@ impl<B: Buffer> Store<B> {
         if !self.room(&need, key) {
             return Step::Wait;
         }
+        let before = self.directory.fence(volume).map(|fence| fence.token);
         let super::api::Fence { token, generation } = self.directory.raise(volume, fence);
+        if before != Some(token) {
+            self.refenced(volume);
+        }
         self.log.append(&Record::Fence {
             volume,
             token,
@@ -133,6 +137,7 @@ impl<B: Buffer> Store<B> {
             });
             for (piece, entry) in self.directory.take_range(volume, range) {
                 self.sweep.suspects.remove(&piece);
+                self.sweep.doubted.remove(&piece);
                 match entry {
                     Entry::Slot(slot, _) => {
                         self.reading.remove(&slot);

@@ -28,6 +28,8 @@ pub(super) struct Volume {
     pub(super) settled: Version,
     /// Highest version written here since the start.
     pub(super) last_version: Version,
+    /// A token above the one that the recovery found was fenced since.
+    pub(super) refenced: bool,
 }
 
 /// Everything by volume.

@@ -14,6 +14,7 @@ mod codec;
 mod commit;
 mod control;
 mod directory;
+mod doubt;
 pub mod format;
 mod hole;
 mod intent;

@@ -14,7 +14,10 @@ use ukai_proto::{Buffer, Status, Version};
 
 /// Does a copied sector replace what is held? A bad copy never does.
 fn admits(rule: PutRule, copy: &SectorState, held: &SectorState) -> bool {
-    if copy.flags & SectorState::BAD != 0 || held.same(copy) {
+    // The same with its record ends all doubt.
+    let adopted = |state: &SectorState| state.flags & SectorState::ADOPTED != 0;
+    let same = held.same(copy) && (!adopted(held) || adopted(copy));
+    if copy.flags & SectorState::BAD != 0 || same {
         return false;
     }
     match rule {

@@ -12,7 +12,7 @@ use super::store::{Step, Store};
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::SECTOR_BYTES;
 use ukai_proto::message::SectorState;
-use ukai_proto::{Buffer, Status, Version};
+use ukai_proto::{Buffer, SectorInChunk, Status, Version};
 
 fn is(state: &SectorState, flag: u16) -> bool {
     state.flags & flag != 0
@@ -65,7 +65,7 @@ impl<B: Buffer> Store<B> {
             ..
         } = &mut op.kind
         else {
-            return Step::Reply(StoreReply::List(held));
+            return Step::Reply(StoreReply::List(self.told(&span.key, held)));
         };
         if held.iter().all(|state| is(state, SectorState::ZERO)) {
             return Step::Reply(if *verify {
@@ -92,6 +92,12 @@ impl<B: Buffer> Store<B> {
             && !*versioned
         {
             return Step::fail(Status::BadCrc, span.in_chunk(sector));
+        }
+        if !*versioned
+            && !*verify
+            && let Some(sector) = self.first_doubted(&span, &held)
+        {
+            return Step::Reply(StoreReply::Doubted { sector });
         }
         *states = held;
         op.executed = true;
@@ -187,7 +193,7 @@ impl<B: Buffer> Store<B> {
             ReadData::Buffer(data)
         };
         let span = *span;
-        let reply = Self::read_reply(span, (*versioned, *verify), states, data, Status::BadCrc);
+        let reply = self.read_reply(span, (*versioned, *verify), states, data, Status::BadCrc);
         self.mark_bad(&span, &found_bad);
         self.ops.give_back(key, op);
         self.reply(key, reply, out);
@@ -233,13 +239,20 @@ impl<B: Buffer> Store<B> {
             .map(|(sector, _)| sector)
             .collect();
         let span = *span;
-        let reply = Self::read_reply(span, (*versioned, *verify), states, data, Status::IoError);
+        let reply = self.read_reply(span, (*versioned, *verify), states, data, Status::IoError);
         self.mark_bad(&span, &bad);
         self.ops.give_back(key, op);
         self.reply(key, reply, out);
     }
 
+    fn first_doubted(&self, span: &Span, states: &[SectorState]) -> Option<SectorInChunk> {
+        let mut doubted = span.sectors().zip(states);
+        let found = doubted.find(|(_, state)| self.is_doubted(&span.key, state));
+        found.map(|(sector, _)| span.in_chunk(sector))
+    }
+
     fn read_reply(
+        &self,
         span: Span,
         (versioned, verify): (bool, bool),
         states: &mut Vec<SectorState>,
@@ -248,9 +261,10 @@ impl<B: Buffer> Store<B> {
     ) -> StoreReply<B> {
         let states = std::mem::take(states);
         if verify {
-            return StoreReply::List(states);
+            return StoreReply::List(self.told(&span.key, states));
         }
         if versioned {
+            let states = self.told(&span.key, states);
             return StoreReply::ReadVersioned { states, data };
         }
         match span

@@ -18,7 +18,7 @@ use super::page;
 use super::record::Record;
 use super::replay::Replay;
 use super::scan::{LogScan, scan_log};
-use super::settle::{Verdict, decide};
+use super::settle::{Lost, Verdict, decide};
 use super::space::Space;
 use super::store::{OpenError, RecoveryReport};
 use super::superblock::ShardSuperblock;
@@ -38,6 +38,7 @@ pub(super) struct Recovered {
     pub(super) intents: Intents,
     pub(super) space: Space,
     pub(super) suspects: BTreeSet<SlotKey>,
+    pub(super) lost: Lost,
     pub(super) report: RecoveryReport,
 }
 
@@ -61,7 +62,8 @@ pub(super) fn recover(
     let log = scan_log(disk, place, geometry, &superblock)?;
     let mut replay = Replay::default();
     replay.flushed = superblock.flushed.max(log.marks.flushed);
-    if boot != BootId::NIL && superblock.boot == boot {
+    let power_lost = boot == BootId::NIL || superblock.boot != boot;
+    if !power_lost {
         replay.flushed = replay.flushed.max(log.marks.written);
     }
     replay.scan_pages(disk, place, &geometry, &log)?;
@@ -92,8 +94,14 @@ pub(super) fn recover(
     superblock.write(disk, place)?;
 
     bury(&mut replay);
-    settle_changed(disk, &geometry, &log, &mut replay, &mut report)?;
+    let lost = if power_lost {
+        Lost::Unflushed
+    } else {
+        Lost::Unanswered
+    };
+    settle_changed(disk, &geometry, &log, &mut replay, lost, &mut report)?;
     let mut recovered = gather(geometry, superblock, &replay, report)?;
+    recovered.lost = lost;
     checkpoint(disk, place, boot, &log, &mut replay, &mut recovered)?;
     Ok(recovered)
 }
@@ -142,6 +150,7 @@ fn settle_changed(
     geometry: &Geometry,
     log: &LogScan,
     replay: &mut Replay,
+    lost_if_open: Lost,
     report: &mut RecoveryReport,
 ) -> Result<(), OpenError> {
     let chains = std::mem::take(&mut replay.chains);
@@ -158,7 +167,8 @@ fn settle_changed(
         }
         let contents = read_crcs(disk, geometry, slot, first, last);
         let key = replay.owners[&slot].key;
-        let lost = replay.open.contains_key(&(key.volume, key.chunk));
+        let open = replay.open.contains_key(&(key.volume, key.chunk));
+        let lost = if open { lost_if_open } else { Lost::Nothing };
         let page = replay.page(disk, geometry, log, slot)?;
         let page = page.as_mut().expect("a slot with an owner has a page");
         for (sector, content) in (first..=last).zip(contents) {
@@ -289,6 +299,7 @@ fn gather(
         intents,
         space,
         suspects,
+        lost: Lost::Nothing,
         report,
     })
 }

@@ -10,10 +10,25 @@
 //!   overwritten again only when the recovery is sure to know whether the first write was flushed (the
 //!   rule of `marker.rs`);
 //! - content that matches no record was written by a request whose record was lost. It is newer than
-//!   all of them, and a sector is written whole: it becomes the truth, unless another replica has the
-//!   newest known version whole.
+//!   all of them, and a sector is written whole: it becomes the truth, unless another replica is to be
+//!   preferred, since rot looks the same. Which one is, depends on what died. After the death of the process
+//!   alone this replica has everything that it ever answered, so one that has less than its newest record may
+//!   lack what was acknowledged: one with that version or a later one whole is preferred. After a loss of power
+//!   a newer record here proves nothing (the guest can only count on what was flushed everywhere), while
+//!   every whole replica has at least that: it is preferred whatever its version.
 
+use ukai_proto::Version;
 use ukai_proto::message::SectorState;
+
+/// What the log may lack.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Lost {
+    Nothing,
+    /// Records of writes that were not answered: the process died.
+    Unanswered,
+    /// Records of writes that were not flushed: the machine lost power.
+    Unflushed,
+}
 
 /// What to do with a sector.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,12 +43,11 @@ pub(super) enum Verdict {
     Bad,
 }
 
-/// Judges `content` (its checksum; `None`: unreadable) against the chain, newest first. `lost`: records
-/// may have been lost.
+/// Judges `content` (its checksum; `None`: unreadable) against the chain, newest first.
 pub(super) fn decide(
     chain: impl Iterator<Item = SectorState>,
     content: Option<u32>,
-    lost: bool,
+    lost: Lost,
 ) -> Verdict {
     let mut newest: Option<SectorState> = None;
     for state in chain {
@@ -68,8 +82,13 @@ pub(super) fn decide(
         _ if newest.flags & SectorState::BAD != 0 => Verdict::Keep,
         // Not above the newest known version: rot looks the same, and must not win over a replica that
         // has that version whole. What was acknowledged and lost its record here has it elsewhere.
-        (Some(crc), true) => Verdict::Adopt(SectorState {
+        (Some(crc), Lost::Unanswered) => Verdict::Adopt(SectorState {
             version: newest.version,
+            crc,
+            flags: SectorState::ADOPTED,
+        }),
+        (Some(crc), Lost::Unflushed) => Verdict::Adopt(SectorState {
+            version: Version::ZERO,
             crc,
             flags: SectorState::ADOPTED,
         }),
@@ -80,7 +99,7 @@ pub(super) fn decide(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ukai_proto::{Seq, Token, Version};
+    use ukai_proto::{Seq, Token};
 
     fn data(seq: u64, crc: u32) -> SectorState {
         SectorState {
@@ -98,7 +117,7 @@ mod tests {
     }
 
     fn judge(chain: &[SectorState], content: Option<u32>) -> Verdict {
-        decide(chain.iter().copied(), content, true)
+        decide(chain.iter().copied(), content, Lost::Unanswered)
     }
 
     #[test]
@@ -112,8 +131,17 @@ mod tests {
             flags: SectorState::ADOPTED,
         };
         assert_eq!(judge(&chain, Some(5)), Verdict::Adopt(adopted));
+        let unflushed = decide(chain.into_iter(), Some(5), Lost::Unflushed);
+        let below_all = SectorState {
+            version: Version::ZERO,
+            ..adopted
+        };
+        assert_eq!(unflushed, Verdict::Adopt(below_all));
         assert_eq!(judge(&chain, None), Verdict::Bad);
-        assert_eq!(decide(chain.into_iter(), Some(5), false), Verdict::Bad);
+        assert_eq!(
+            decide(chain.into_iter(), Some(5), Lost::Nothing),
+            Verdict::Bad
+        );
 
         let fresh = [data(9, 90), zero(8), data(7, 70)];
         assert_eq!(judge(&fresh, Some(90)), Verdict::Keep);

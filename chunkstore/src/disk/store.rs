@@ -152,6 +152,7 @@ impl<B: Buffer> Store<B> {
             intents,
             space,
             suspects,
+            lost,
             report,
         } = recover(disk, place, boot)?;
         let bounds = Bounds::new(geometry.log_blocks, limits.page_cache_bytes / BLOCK_BYTES);
@@ -171,7 +172,7 @@ impl<B: Buffer> Store<B> {
             cache: Cache::new(bounds.cache_pages),
             dirty_hole_pages: BTreeSet::new(),
             order: Order::default(),
-            sweep: Sweep::new(suspects),
+            sweep: Sweep::new(suspects, lost),
             checkpoint: Checkpoint::default(),
             ops: Slab::default(),
             ios: Slab::default(),

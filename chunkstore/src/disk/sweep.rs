@@ -8,7 +8,7 @@ use super::op::Io;
 use super::page::Page;
 use super::record::{Record, Run};
 use super::room::Need;
-use super::settle::{Verdict, decide};
+use super::settle::{Lost, Verdict, decide};
 use super::store::Store;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,9 @@ struct Job {
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
     pub(super) suspects: BTreeSet<SlotKey>,
+    lost: Option<Lost>,
+    /// Settled ones with content that is not to be read: see `doubt.rs`.
+    pub(super) doubted: BTreeSet<SlotKey>,
     jobs: BTreeMap<SlotKey, Job>,
     /// Requests whose slot waits for its turn.
     waiting: Vec<u64>,
@@ -47,9 +50,11 @@ pub(super) struct Sweep {
 }
 
 impl Sweep {
-    pub(super) fn new(suspects: BTreeSet<SlotKey>) -> Self {
+    /// `lost`: what the log lacks of suspects.
+    pub(super) fn new(suspects: BTreeSet<SlotKey>, lost: Lost) -> Self {
         Self {
             suspects,
+            lost: Some(lost),
             ..Self::default()
         }
     }
@@ -164,7 +169,9 @@ impl<B: Buffer> Store<B> {
             self.ready.extend(job.waiting);
             return;
         }
-        let lost = self.intents.recovered(key.volume, key.chunk).is_some();
+        let recovered = self.intents.recovered(key.volume, key.chunk).is_some();
+        let lost = self.sweep.lost.filter(|_| recovered);
+        let lost = lost.unwrap_or(Lost::Nothing);
         let mut changed: Vec<(u8, SectorState)> = Vec::new();
         let mut bad = 0;
         for (sector, content) in &job.found {
@@ -183,6 +190,7 @@ impl<B: Buffer> Store<B> {
         for (sector, state) in &changed {
             page.set_state(*sector, state);
         }
+        let settled = recovered.then(|| page.clone());
         if let (Some((first, _)), Some((last, _))) = (changed.first(), changed.last()) {
             // What is found here may be newer than any generation on record.
             let fence = self.directory.fence(key.volume).unwrap_or_default();
@@ -219,6 +227,9 @@ impl<B: Buffer> Store<B> {
                 self.touched_chunk(&key, ukai_proto::Version::ZERO);
             }
             self.stats.bad_sectors += bad;
+        }
+        if let Some(page) = settled {
+            self.doubt(&key, &page);
         }
         self.sweep.suspects.remove(&key);
         self.ready.extend(job.waiting);

@@ -15,8 +15,9 @@ use ublk_front::core::api::{
     ControlAction, ControlEvent, LaneId, LaneOrder, LaneReport, MetaId, MetaOutcome, Now, PeerIndex,
 };
 use ublk_front::core::{ControlConfig, ControlCore, SharedSeq};
+use ukai_meta::job::{GoalSet, JOB_FORMAT, JobLimits, JobRecord, JobState};
 use ukai_meta::transition::{self, MapUpdate};
-use ukai_meta::{CommitError, MetaError, VolumeMap};
+use ukai_meta::{CommitError, KvVersion, MetaError, VolumeMap};
 use ukai_proto::limits::{AUX_BYTES_MAX, WIRE_UNIT_BYTES};
 use ukai_proto::message::{Pull, Pulled, chunk_list, read_chunk_ranges};
 use ukai_proto::{ChunkIndex, Flags, Header, NodeId, Opcode, SectorInChunk, Status};
@@ -31,12 +32,15 @@ const ASKED_MAX: usize = 1000;
 enum Meta {
     Load(MetaId),
     Commit(MetaId, Box<MapUpdate>),
+    JobLoad(MetaId),
+    JobStore(MetaId, Box<JobRecord>),
 }
 
 struct World {
     core: ControlCore,
     now: Now,
     map: VolumeMap,
+    job: Option<JobRecord>,
     meta: VecDeque<Meta>,
     asked: Vec<(PeerIndex, Header, Vec<u8>)>,
     orders: VecDeque<(LaneId, LaneOrder)>,
@@ -54,6 +58,7 @@ impl World {
             core: ControlCore::new(config, Arc::new(SharedSeq::default())),
             now: Now(1),
             map: fresh(),
+            job: None,
             meta: VecDeque::new(),
             asked: Vec::new(),
             orders: VecDeque::new(),
@@ -91,6 +96,8 @@ impl World {
             ControlAction::MetaCommit(id, update) => {
                 self.meta.push_back(Meta::Commit(id, update));
             }
+            ControlAction::JobLoad(id) => self.meta.push_back(Meta::JobLoad(id)),
+            ControlAction::JobStore(id, job, _) => self.meta.push_back(Meta::JobStore(id, job)),
             ControlAction::Send { peer, header, aux } => {
                 Header::decode(&header.encode()).expect("control sends no nonsense");
                 assert_eq!(header.aux_bytes as usize, aux.len());
@@ -261,6 +268,16 @@ impl World {
                 let outcome = self.commit(*update);
                 self.event(ControlEvent::Meta(id, outcome));
             }
+            Some(Meta::JobLoad(id)) => {
+                let job = self.job.clone().map(|job| Box::new((job, KvVersion(1))));
+                let loaded = MetaOutcome::Job { job, unix_s: 1 };
+                self.event(ControlEvent::Meta(id, loaded));
+            }
+            Some(Meta::JobStore(id, job)) => {
+                self.job = Some(*job);
+                let stored = MetaOutcome::JobStored(KvVersion(1));
+                self.event(ControlEvent::Meta(id, stored));
+            }
             None => {}
         }
     }
@@ -291,7 +308,7 @@ impl World {
             _ => CommitError::Conflict { key: "head".into() },
         };
         let id = match request {
-            Meta::Load(id) => id,
+            Meta::Load(id) | Meta::JobLoad(id) | Meta::JobStore(id, _) => id,
             Meta::Commit(id, update) => {
                 // "Unknown" means that it may have happened.
                 if failed == CommitError::Unknown && input.bool() {
@@ -357,7 +374,12 @@ impl World {
     /// An administrator changes the map behind the front's back.
     fn operator(&mut self, input: &mut Input<'_>, node: NodeId) {
         let map = &self.map;
-        let update = match input.below(4) {
+        let what = input.below(6);
+        if what > 3 {
+            self.steer(input, node);
+            return;
+        }
+        let update = match what {
             0 => transition::add_location(map, map.all(), node),
             1 => transition::remove_location(map, map.all(), node, 1),
             2 => transition::resize(map, map.head.size_bytes + (2 << 20)),
@@ -368,6 +390,50 @@ impl World {
         {
             self.map = committed(update);
             self.event(ControlEvent::MapChanged);
+        }
+    }
+
+    /// A relocation begins, or is paused, resumed or cancelled; or its record says what it likes.
+    fn steer(&mut self, input: &mut Input<'_>, node: NodeId) {
+        let start = u32::from(input.below(20));
+        let count = u32::from(input.below(20));
+        let others = || NODES.into_iter().filter(move |n| *n != node);
+        let fresh = JobRecord {
+            format: JOB_FORMAT,
+            volume: VOLUME,
+            name: "v".into(),
+            created_unix_s: u64::from(input.u8()),
+            asked: String::new(),
+            state: JobState::Running,
+            copied_unix_s: None,
+            ended_unix_s: None,
+            limits: JobLimits {
+                rate_bytes_per_s: input.bool().then_some(1 << 20),
+                detach_old_after_s: u64::from(input.below(3)),
+                ..JobLimits::default()
+            },
+            sets: vec![GoalSet {
+                add: vec![node],
+                remove: others().take(usize::from(input.below(3))).collect(),
+                copies: input.below(3),
+            }],
+            goals: vec![(start, count, u16::from(input.below(2)))],
+            prediction: None,
+            score: None,
+        };
+        let job = self.job.get_or_insert(fresh.clone());
+        let steered = match input.below(4) {
+            0 => job.pause(),
+            1 => job.resume(),
+            2 => job.cancel(),
+            _ => {
+                *job = fresh;
+                Ok(true)
+            }
+        };
+        // What the state does not allow is refused, as the tools would be.
+        if steered.is_ok() {
+            self.event(ControlEvent::JobChanged);
         }
     }
 

@@ -210,6 +210,12 @@ impl Rig {
                 }
             }),
             StoreReply::Failed { .. } => None,
+            // Adopted by the recovery: the next front reads it.
+            StoreReply::Doubted { .. } => {
+                self.token += 1;
+                self.fence();
+                self.read(chunk, sector)
+            }
             other => panic!("a read was answered by {other:?}"),
         }
     }

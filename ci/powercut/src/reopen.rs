@@ -8,7 +8,7 @@ use chunkstore::disk::store::{OpenError, Store, StoreLimits};
 use ukai_checker::{Content, SectorValue};
 use ukai_proto::limits::SLOT_SECTORS;
 use ukai_proto::route::shard_of;
-use ukai_proto::{BootId, ChunkIndex, SectorInChunk, ShardIndex, VolumeId};
+use ukai_proto::{BootId, ChunkIndex, Generation, SectorInChunk, ShardIndex, Token, VolumeId};
 
 /// The store does not come back.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +60,14 @@ pub(crate) fn read_volume(
         let (limits, boot) = (StoreLimits::default(), BootId([boot; 16]));
         let opened = Store::<Vec<u8>>::open_on(disk, &node.shard_place(shard), limits, boot);
         let (store, _) = opened.map_err(|source| ReopenError::Shard { shard, source })?;
+        let mut store = store;
+        // As the next front does before it reads: what a recovery adopted is doubted until then.
+        let fence = StoreRequest::Fence {
+            volume: volume.id,
+            token: Token(u32::MAX),
+            generation: Generation(u32::MAX),
+        };
+        ask(disk, &mut store, fence);
         stores.push(store);
     }
     let mut sector = 0;
@@ -82,7 +90,7 @@ pub(crate) fn read_volume(
             sector: first,
             problem,
         };
-        let bytes = match read(disk, store, range) {
+        let bytes = match ask(disk, store, StoreRequest::Read(range)) {
             Some(StoreReply::Read { data, .. }) => match data {
                 ReadData::Zeroes => vec![0; usize::from(count) * BLOCK_BYTES],
                 ReadData::Buffer(bytes) | ReadData::Owned(bytes) => bytes,
@@ -99,14 +107,14 @@ pub(crate) fn read_volume(
 }
 
 /// One request to its answer.
-fn read(
+fn ask(
     disk: &mut MemDisk,
     store: &mut Store<Vec<u8>>,
-    range: SectorRange,
+    request: StoreRequest<Vec<u8>>,
 ) -> Option<StoreReply<Vec<u8>>> {
     let mut answer = None;
     let mut out = Vec::new();
-    store.submit(OpId(1), StoreRequest::Read(range), &mut out);
+    store.submit(OpId(1), request, &mut out);
     loop {
         store.turn_end(&mut out);
         for action in out.drain(..) {

@@ -61,6 +61,17 @@ impl World {
         damage.any(|damage| damage.node == node && damage.fragile)
     }
 
+    /// May a damaged sector be under way on another node? If its record there is lost with the power of all,
+    /// what is there matches as little as the damage does: two faults in one sector.
+    pub(crate) fn is_damage_overwritten(&mut self) -> bool {
+        self.forget_healed();
+        self.damage.iter().any(|damage| {
+            let others = self.nodes.iter().enumerate();
+            let mut others = others.filter(|(index, _)| *index != damage.node);
+            others.any(|(_, node)| !node.disk.is_quiet())
+        })
+    }
+
     fn is_damaged(&self, node: NodeIndex, chunk: ChunkIndex) -> bool {
         self.damage
             .iter()
@@ -128,8 +139,12 @@ impl World {
         state.process.is_some() && state.trouble_until < self.queue.now()
     }
 
-    /// May this sector be destroyed on this node?
+    /// May this sector be destroyed on this node? Not before replicas are reconciled: of another copy the
+    /// record may be lost, so that it needs this one to be told from damage.
     pub(crate) fn may_be_damaged(&mut self, node: NodeIndex, sector: u64) -> bool {
+        if !self.are_replicas_reconciled() {
+            return false;
+        }
         self.forget_healed();
         let Some(map) = self.map_now() else {
             return false;

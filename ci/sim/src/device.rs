@@ -88,6 +88,19 @@ impl World {
         true
     }
 
+    /// On this node, if another one has it.
+    pub(crate) fn rot_on(&mut self, node: NodeIndex) -> bool {
+        let Some((position, sector)) = self.data_sector(node) else {
+            return false;
+        };
+        let may = self.may_be_damaged(node, sector);
+        if may {
+            self.nodes[node].disk.rot(position);
+            self.damaged(node, position, sector, false);
+        }
+        may
+    }
+
     pub(crate) fn break_a_sector(&mut self) -> bool {
         let Some((node, position, sector)) = self.any_vulnerable_sector() else {
             return false;

@@ -310,7 +310,7 @@ impl World {
     }
 
     fn blackout(&mut self) -> bool {
-        if (0..self.nodes.len()).any(|node| self.is_fragile(node)) {
+        if (0..self.nodes.len()).any(|node| self.is_fragile(node)) || self.is_damage_overwritten() {
             return false;
         }
         self.say(|| "blackout".into());

@@ -227,6 +227,10 @@ impl World {
             ControlAction::MetaCommit(id, update) => {
                 self.ask_meta(front, id, MetaRequest::Commit(update));
             }
+            ControlAction::JobLoad(id) => self.ask_meta(front, id, MetaRequest::JobLoad),
+            ControlAction::JobStore(id, job, version) => {
+                self.ask_meta(front, id, MetaRequest::JobStore(job, version));
+            }
             ControlAction::Send { peer, header, aux } => {
                 if let (Opcode::Pull, Ok(pull)) = (header.opcode, Pull::decode(&aux)) {
                     let (chunk, from) = (header.chunk, self.node_name(pull.source));
@@ -559,6 +563,12 @@ impl World {
     /// Nothing is left to copy, delete or record, as the front sees it.
     pub(crate) fn is_settled(&self, front: FrontIndex) -> bool {
         self.fronts[front].control.status().settled
+    }
+
+    /// Has the newest front made equal what earlier ones had open?
+    pub(crate) fn are_replicas_reconciled(&self) -> bool {
+        let newest = self.newest_front();
+        newest.is_some_and(|front| self.fronts[front].control.is_reconciled())
     }
 
     /// What control knows of its nodes, for explanations.

@@ -27,6 +27,7 @@
 //! | `full` | nodes and devices without room, and how room is given |
 //! | `version` | processes that speak another version of the protocol |
 //! | `moving` | what an administrator does in several steps |
+//! | `script` | faults at given moments: bugs that were found once |
 //! | `tally` | what happened, by kind, and rare branches that were reached |
 //! | `verify` | phases, and the comparison at the end |
 #![forbid(unsafe_code)]
@@ -45,6 +46,7 @@ mod node;
 mod operator;
 mod outage;
 mod queue;
+pub mod script;
 mod seam;
 mod swarm;
 pub mod tally;
@@ -132,7 +134,20 @@ pub enum Failure {
 pub fn run_once(seed: u64, options: Options) -> Outcome {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let swarm = swarm::Swarm::draw(&mut rng, &mut later(seed));
-    let run = std::panic::AssertUnwindSafe(|| world::World::new(rng, swarm, options).run());
+    run_world(rng, swarm, options, &[])
+}
+
+fn run_world(
+    rng: ChaCha8Rng,
+    swarm: swarm::Swarm,
+    options: Options,
+    steps: &[(u64, script::Step)],
+) -> Outcome {
+    let run = std::panic::AssertUnwindSafe(|| {
+        let mut world = world::World::new(rng, swarm, options);
+        world.schedule_steps(steps);
+        world.run()
+    });
     std::panic::catch_unwind(run).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));

@@ -12,7 +12,7 @@ use ukai_meta::catalog::{self, CatalogError};
 use ukai_meta::map::VolumeMap;
 use ukai_meta::memory::CommitFault;
 use ukai_meta::transition::MapUpdate;
-use ukai_meta::{CommitError, MetaError, NodeHealth, NodeLive, ReplicaState};
+use ukai_meta::{CommitError, JobRecord, KvVersion, MetaError, NodeHealth, NodeLive, ReplicaState};
 use ukai_proto::{ChunkIndex, Generation};
 
 /// What a front asks of the store.
@@ -20,6 +20,8 @@ use ukai_proto::{ChunkIndex, Generation};
 pub(crate) enum MetaRequest {
     Load,
     Commit(Box<MapUpdate>),
+    JobLoad,
+    JobStore(Box<JobRecord>, KvVersion),
 }
 
 fn failed(error: CatalogError) -> MetaOutcome {
@@ -58,6 +60,19 @@ impl World {
                 }
             }
             MetaRequest::Commit(update) => self.commit(front, *update),
+            MetaRequest::JobLoad => match catalog::job(&self.fronts[front].meta, VOLUME) {
+                Ok(job) => MetaOutcome::Job {
+                    job: job.map(Box::new),
+                    unix_s: self.queue.now() / SECOND,
+                },
+                Err(error) => failed(error),
+            },
+            MetaRequest::JobStore(job, version) => {
+                match catalog::store_job(&self.fronts[front].meta, &job, version) {
+                    Ok(version) => MetaOutcome::JobStored(version),
+                    Err(error) => MetaOutcome::Failed(error),
+                }
+            }
         };
         let at = self.queue.now() + self.meta_delay();
         self.queue
@@ -65,7 +80,10 @@ impl World {
     }
 
     fn commit(&mut self, front: FrontIndex, update: MapUpdate) -> MetaOutcome {
-        if self.in_256(self.swarm.meta_unknown_in_256) {
+        if self.answers_lost > 0 {
+            self.answers_lost -= 1;
+            self.fronts[front].meta.inject(CommitFault::UnknownLanded);
+        } else if self.in_256(self.swarm.meta_unknown_in_256) {
             let landed = self.rng.random_range(0..2u32) == 0;
             self.fronts[front].meta.inject(if landed {
                 CommitFault::UnknownLanded

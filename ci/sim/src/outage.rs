@@ -101,6 +101,13 @@ impl World {
         true
     }
 
+    /// No front and the node reach each other until then.
+    pub(crate) fn cut_node(&mut self, node: NodeIndex, until: u64) {
+        self.block(End::Node(node), End::Fronts, until);
+        self.block(End::Fronts, End::Node(node), until);
+        self.troubled(node, until);
+    }
+
     pub(crate) fn partition_nodes(&mut self) -> bool {
         let count = self.nodes.len();
         let (one, other) = (

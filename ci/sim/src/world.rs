@@ -10,6 +10,7 @@ use crate::net::{Link, LinkId};
 use crate::node::Node;
 use crate::outage::Block;
 use crate::queue::{Queue, SECOND};
+use crate::script::Step;
 use crate::seam::{Claimed, Marks};
 use crate::swarm::Swarm;
 use crate::tally::Tally;
@@ -146,6 +147,8 @@ pub(crate) enum Event {
     MoveStep,
     /// `synchronize` is killed, or gives up.
     SynchronizeEnds { front: FrontIndex, killed: bool },
+    /// Of a scenario.
+    Step(Step),
     /// Look at the phase.
     Check,
 }
@@ -183,6 +186,8 @@ pub(crate) struct World {
     /// What the next front is.
     pub(crate) next_front: NextFront,
     pub(crate) moving: Option<Move>,
+    /// So many transactions will land, but be answered with "unknown".
+    pub(crate) answers_lost: u32,
     pub(crate) failure: Option<Failure>,
     /// Ended by a double fault.
     pub(crate) given_up: bool,
@@ -219,6 +224,7 @@ impl World {
             full: BTreeMap::new(),
             next_front: NextFront::default(),
             moving: None,
+            answers_lost: 0,
             failure: None,
             given_up: false,
         };
@@ -333,6 +339,7 @@ impl World {
                 self.fronts[front].meta.set_unavailable(down);
             }
             Event::MoveStep => self.move_step(),
+            Event::Step(step) => self.step(step),
             Event::SynchronizeEnds { front, killed } => self.synchronize_ends(front, killed),
             Event::Check => self.check(),
         }

@@ -190,6 +190,12 @@ pub enum LaneReport {
         /// Where in the chunk.
         sector: SectorInChunk,
     },
+    /// No replica can serve a read, but one would if a new token said that the chunk is to be reconciled: what it
+    /// has was adopted after the death of its process.
+    Doubted {
+        /// Where.
+        chunk: ChunkIndex,
+    },
     /// A write failed although some replica may have it: the token is to be renewed.
     Abandoned {
         /// Of what it was a part.
@@ -260,6 +266,15 @@ pub enum MetaOutcome {
     Loaded(Box<(ukai_meta::map::VolumeMap, Vec<ukai_meta::NodeState>)>),
     /// Committed: the map with its new store versions.
     Committed(Box<ukai_meta::map::VolumeMap>),
+    /// The volume's relocation job, if it has one, and the time of day.
+    Job {
+        /// The record and its version.
+        job: Option<Box<(ukai_meta::JobRecord, ukai_meta::KvVersion)>>,
+        /// Seconds since 1970.
+        unix_s: u64,
+    },
+    /// The job's record is written.
+    JobStored(ukai_meta::KvVersion),
     /// It was not done, or that is not known.
     Failed(ukai_meta::CommitError),
     /// The volume does not exist (any more).
@@ -304,6 +319,8 @@ pub enum ControlEvent {
     Window(LaneId, Box<LaneWindow>),
     /// The volume's head may have changed.
     MapChanged,
+    /// The volume's relocation job may have changed.
+    JobChanged,
     /// Time passes; call at least every 100 ms.
     Tick,
     /// Detach cleanly: lanes have no guest any more.
@@ -319,6 +336,10 @@ pub enum ControlAction {
     MetaLoad(MetaId),
     /// Commit; answer Committed or Failed.
     MetaCommit(MetaId, Box<ukai_meta::transition::MapUpdate>),
+    /// Load the relocation job; answer with [`MetaOutcome::Job`].
+    JobLoad(MetaId),
+    /// Write its record if it still has this version; answer JobStored or Failed.
+    JobStore(MetaId, Box<ukai_meta::JobRecord>, ukai_meta::KvVersion),
     /// Send on control's connection. Dropped if it is down.
     Send {
         /// To whom.

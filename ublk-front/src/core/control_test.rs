@@ -10,44 +10,50 @@ use std::sync::Arc;
 use std::time::Duration;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::transition;
-use ukai_meta::{CommitError, MetaError, NodeHealth, ReplicaState};
+use ukai_meta::{CommitError, JobRecord, KvVersion, MetaError, NodeHealth, ReplicaState};
 use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, chunk_list};
 use ukai_proto::{ChunkIndex, Frame, Generation, Header, NodeId, Opcode, Status};
 
 /// What the fakes hold and have seen.
-struct World {
-    core: ControlCore,
-    now: Now,
-    map: VolumeMap,
-    up: BTreeSet<PeerIndex>,
-    run_start: BTreeMap<PeerIndex, u64>,
-    intents: BTreeMap<PeerIndex, Vec<ChunkIndex>>,
-    written: BTreeMap<PeerIndex, Vec<ChunkIndex>>,
+pub(super) struct World {
+    pub(super) core: ControlCore,
+    pub(super) now: Now,
+    pub(super) map: VolumeMap,
+    pub(super) up: BTreeSet<PeerIndex>,
+    pub(super) run_start: BTreeMap<PeerIndex, u64>,
+    pub(super) intents: BTreeMap<PeerIndex, Vec<ChunkIndex>>,
+    pub(super) written: BTreeMap<PeerIndex, Vec<ChunkIndex>>,
     /// Chunks whose next copy finds a difference.
-    differ: BTreeSet<ChunkIndex>,
-    seen: Vec<(PeerIndex, Opcode, ChunkIndex)>,
-    pulls: Vec<(PeerIndex, ChunkIndex, Pull)>,
-    pulls_answered: bool,
+    pub(super) differ: BTreeSet<ChunkIndex>,
+    pub(super) seen: Vec<(PeerIndex, Opcode, ChunkIndex)>,
+    pub(super) pulls: Vec<(PeerIndex, ChunkIndex, Pull)>,
+    pub(super) pulls_answered: bool,
     /// Sources with a bad sector in a chunk.
-    bad: BTreeSet<(NodeId, ChunkIndex)>,
+    pub(super) bad: BTreeSet<(NodeId, ChunkIndex)>,
     /// Answers to WRITTEN_SINCE are kept here.
-    lists_kept: Option<Vec<ControlEvent>>,
-    hung: BTreeSet<PeerIndex>,
+    pub(super) lists_kept: Option<Vec<ControlEvent>>,
+    pub(super) hung: BTreeSet<PeerIndex>,
     /// Says nothing; what it was asked last.
-    silent: Option<PeerIndex>,
-    unanswered: BTreeMap<PeerIndex, Header>,
+    pub(super) silent: Option<PeerIndex>,
+    pub(super) unanswered: BTreeMap<PeerIndex, Header>,
     /// Copies tell numbers that no chunk has.
-    absurd: bool,
-    meta_down: bool,
+    pub(super) absurd: bool,
+    pub(super) meta_down: bool,
     /// The next transaction lands, but nobody is told.
     outcome_lost: bool,
     /// The volume's records are gone.
-    deleted: bool,
-    orders: Vec<LaneOrder>,
+    pub(super) deleted: bool,
+    /// Every sector differs the first time that it is copied, and not only one of a chunk.
+    pub(super) whole: bool,
+    pub(super) job: Option<(JobRecord, KvVersion)>,
+    pub(super) job_loads: usize,
+    /// By target and source, what copies were asked for: chunk, sector, count, when.
+    pub(super) parts: Vec<(PeerIndex, NodeId, ChunkIndex, u16, u16, Now)>,
+    pub(super) orders: Vec<LaneOrder>,
     /// The one lane answers orders at once unless told not to.
-    lane_stuck: bool,
-    ready: bool,
-    ended: Option<Result<(), ControlError>>,
+    pub(super) lane_stuck: bool,
+    pub(super) ready: bool,
+    pub(super) ended: Option<Result<(), ControlError>>,
 }
 
 impl World {
@@ -75,6 +81,10 @@ impl World {
             meta_down: false,
             outcome_lost: false,
             deleted: false,
+            whole: false,
+            job: None,
+            job_loads: 0,
+            parts: Vec::new(),
             orders: Vec::new(),
             lane_stuck: false,
             ready: false,
@@ -89,7 +99,7 @@ impl World {
         self.core = ControlCore::new(config, Arc::new(SharedSeq::default()));
     }
 
-    fn serving() -> Self {
+    pub(super) fn serving() -> Self {
         let mut world = Self::new(fresh());
         world.event(ControlEvent::Start);
         assert!(world.ready);
@@ -99,7 +109,7 @@ impl World {
     }
 
     /// Feeds an event and everything that follows from it.
-    fn event(&mut self, event: ControlEvent) {
+    pub(super) fn event(&mut self, event: ControlEvent) {
         let mut events = std::collections::VecDeque::from([event]);
         let mut steps = 0;
         while let Some(event) = events.pop_front() {
@@ -148,6 +158,32 @@ impl World {
                 } else {
                     self.map = committed(*update);
                     MetaOutcome::Committed(Box::new(self.map.clone()))
+                };
+                events.push_back(ControlEvent::Meta(id, outcome));
+            }
+            ControlAction::JobLoad(id) => {
+                self.job_loads += 1;
+                let outcome = if self.meta_down {
+                    MetaOutcome::Failed(MetaError::Unavailable("down".into()).into())
+                } else {
+                    MetaOutcome::Job {
+                        job: self.job.clone().map(Box::new),
+                        unix_s: self.now.0 / 1_000_000_000,
+                    }
+                };
+                events.push_back(ControlEvent::Meta(id, outcome));
+            }
+            ControlAction::JobStore(id, job, expected) => {
+                let there = self.job.as_ref().map(|(_, version)| *version);
+                let outcome = if self.meta_down {
+                    MetaOutcome::Failed(CommitError::Unknown)
+                } else if there == Some(expected) {
+                    let version = KvVersion(expected.0 + 1);
+                    self.job = Some((*job, version));
+                    MetaOutcome::JobStored(version)
+                } else {
+                    let key = "jobs".into();
+                    MetaOutcome::Failed(CommitError::Conflict { key })
                 };
                 events.push_back(ControlEvent::Meta(id, outcome));
             }
@@ -204,9 +240,18 @@ impl World {
             // Hung: connected, and silent.
             Opcode::Settled if self.hung.contains(&peer) => return None,
             Opcode::Pull => {
+                let from = Pull::decode(aux).unwrap().source;
+                let (sector, count) = (header.sector.0, header.count);
+                let mut seen = self.parts.iter();
+                let is_new = !seen.any(|part| part.2 == header.chunk && part.3 == sector);
+                self.parts
+                    .push((peer, from, header.chunk, sector, count, self.now));
                 self.pulls
                     .push((peer, header.chunk, Pull::decode(aux).unwrap()));
                 let mut sectors_copied = u32::from(self.differ.remove(&header.chunk));
+                if self.whole {
+                    sectors_copied = if is_new { u32::from(count) } else { 0 };
+                }
                 if self.absurd {
                     sectors_copied = u32::MAX;
                 }
@@ -224,18 +269,18 @@ impl World {
         Some(Frame::new(header.reply(Status::Ok), list, None))
     }
 
-    fn pass(&mut self, time: Duration) {
+    pub(super) fn pass(&mut self, time: Duration) {
         self.now = self.now.after(time);
         self.event(ControlEvent::Tick);
     }
 
-    fn lose(&mut self, peer: PeerIndex) {
+    pub(super) fn lose(&mut self, peer: PeerIndex) {
         self.up.remove(&peer);
         self.event(ControlEvent::PeerDown { peer });
         self.event(ControlEvent::Lane(LaneId(0), LaneReport::PeerDown { peer }));
     }
 
-    fn restore(&mut self, peer: PeerIndex, start: u64) {
+    pub(super) fn restore(&mut self, peer: PeerIndex, start: u64) {
         self.up.insert(peer);
         self.run_start.insert(peer, start);
         let incarnation = run(start);
@@ -244,6 +289,20 @@ impl World {
             LaneId(0),
             LaneReport::PeerUp { peer, incarnation },
         ));
+    }
+
+    /// The front is killed; another one on its host takes over.
+    pub(super) fn restart(&mut self) {
+        let mut attach = holder();
+        attach.front[0] ^= 1;
+        let mut config = ControlConfig::new(VOLUME, attach);
+        config.force = true;
+        config.former_is_dead = true;
+        self.core = ControlCore::new(config, Arc::new(SharedSeq::default()));
+        self.ready = false;
+        self.event(ControlEvent::Start);
+        assert!(self.ready);
+        self.event(ControlEvent::LaneAdded(LaneId(0)));
     }
 
     fn state(&self, node: NodeId) -> Option<ReplicaState> {
@@ -259,7 +318,7 @@ impl World {
         installed.unwrap().unreconciled.iter().copied().collect()
     }
 
-    fn count(&self, opcode: Opcode) -> usize {
+    pub(super) fn count(&self, opcode: Opcode) -> usize {
         self.seen
             .iter()
             .filter(|(_, seen, _)| *seen == opcode)
@@ -760,6 +819,30 @@ fn a_write_that_failed_halfway_gets_a_new_token_and_its_chunk_reconciled() {
 }
 
 /// The answers of a job that was given up came late: they must not fill another one.
+/// Under the next token a node reads what its recovery adopted: so that is reconciled first.
+#[test]
+fn a_new_token_reconciles_what_was_open_on_a_node_whose_process_died() {
+    let mut world = World::serving();
+    let (open, doubted) = (ChunkIndex(3), ChunkIndex(5));
+    world.intents.insert(PEER_A, vec![open]);
+    world.lose(PEER_A);
+    world.restore(PEER_A, 2);
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.state(A), Some(ReplicaState::InSync));
+    assert!(
+        world.unreconciled().is_empty(),
+        "this front has lost nothing"
+    );
+    world.pulls_answered = false;
+    world.event(ControlEvent::Lane(
+        LaneId(0),
+        LaneReport::Doubted { chunk: doubted },
+    ));
+    world.pass(Duration::from_millis(100));
+    assert_eq!(world.map.head.token.0, 2);
+    assert_eq!(world.unreconciled(), [open, doubted]);
+}
+
 #[test]
 fn answers_to_an_earlier_copy_job_do_not_count_for_the_next() {
     let mut world = World::serving();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use ukai_meta::transition;
 use ukai_proto::crc::crc32c;
-use ukai_proto::limits::SECTOR_BYTES;
+use ukai_proto::limits::{SECTOR_BYTES, SEQ_MAX};
 use ukai_proto::message::{append_seqs, crc_table};
 use ukai_proto::{ChunkIndex, Flags, Header, NodeId, Opcode, Seq, Status};
 
@@ -314,6 +314,39 @@ fn a_bad_sector_of_the_only_replica_is_an_error_at_once() {
     let sent = bench.sent();
     bench.answer(&sent[0], Status::BadCrc);
     assert_eq!(bench.completed(), [(0, Err(GuestError::Io))]);
+}
+
+/// A node says so of content that it adopted after the death of its process.
+#[test]
+fn a_read_that_only_doubted_content_could_serve_asks_for_a_reconcile() {
+    let mut bench = Bench::new();
+    let alone = committed(transition::mark_stale(&attached(), &[B]).unwrap());
+    bench.order(LaneOrder::Install {
+        epoch: 2,
+        config: config(alone),
+    });
+    bench.guest(0, GuestOp::Read, 5, 1);
+    let doubted = |report: &LaneReport| matches!(report, LaneReport::Doubted { .. });
+    for round in 0..=READ_ROUNDS_MAX {
+        assert!(!bench.reports().iter().any(doubted), "round {round}");
+        let sent = bench.sent();
+        let mut header = sent[0].1.reply(Status::BadCrc);
+        header.seq = Seq(SEQ_MAX);
+        let out = &mut bench.out;
+        bench
+            .lane
+            .peer_frame(bench.now, sent[0].0, &header, &[], &[], out);
+        assert_eq!(bench.completed(), [], "its write may be sent again yet");
+        if round < READ_ROUNDS_MAX {
+            bench.tick();
+        }
+    }
+    assert!(bench.reports().iter().any(doubted));
+    bench.tick();
+    let sent = bench.sent();
+    let data = vec![9u8; SECTOR_BYTES];
+    bench.answer_read(&sent[0], &data, crc32c(&data));
+    assert_eq!(bench.completed(), [(0, Ok(()))]);
 }
 
 /// Simulation seed 6462: the devices of both replicas failed the same write once.

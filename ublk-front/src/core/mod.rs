@@ -16,6 +16,8 @@ pub mod lane;
 #[cfg(test)]
 mod lane_test;
 mod piece;
+#[cfg(test)]
+mod relocate_test;
 pub mod seq;
 mod split;
 pub mod stats;

@@ -76,6 +76,8 @@ pub(super) struct Piece {
     pub(super) retries: u8,
     /// Some replica may have it, whatever was answered.
     pub(super) sent: bool,
+    /// Reads: in this round over the replicas one had content that was adopted.
+    pub(super) doubted: bool,
     /// Reads: answered, but not to be told yet, so often; asked again.
     pub(super) asked_again: u8,
 }
@@ -107,7 +109,7 @@ impl Pieces {
             piece.targets.clear();
             piece.tried.clear();
             piece.retries = 0;
-            (piece.sent, piece.asked_again) = (false, 0);
+            (piece.sent, piece.doubted, piece.asked_again) = (false, false, 0);
             return index;
         }
         let index = u32::try_from(self.entries.len()).unwrap_or(u32::MAX);
@@ -126,6 +128,7 @@ impl Pieces {
             tried: Vec::new(),
             retries: 0,
             sent: false,
+            doubted: false,
             asked_again: 0,
         });
         index

@@ -23,3 +23,11 @@ pub fn after(now: Now, time: std::time::Duration) -> Now {
         .0
         .saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
 }
+
+/// The time of day, seconds since 1970: for records that people and other machines read.
+#[must_use]
+#[allow(clippy::disallowed_methods)] // shells own the clock
+pub fn unix_s() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}

@@ -146,6 +146,8 @@ pub enum ControlInput {
     Meta(MetaId, MetaOutcome),
     /// The volume's head may have changed.
     MapChanged,
+    /// The volume's relocation job may have changed.
+    JobChanged,
     /// For the operator, from another thread.
     Note(String),
     /// Detach (signal or control socket).

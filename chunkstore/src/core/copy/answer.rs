@@ -5,7 +5,7 @@ use super::{Asked, Copies, CopyAction, OrderId, PieceId, Window, put};
 use crate::core::event::PeerId;
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::SECTOR_BYTES;
-use ukai_proto::message::{SectorState, read_sector_states};
+use ukai_proto::message::{PullMode, SectorState, read_sector_states};
 use ukai_proto::{Buffer, Flags, Frame, SectorInChunk, Status};
 
 impl<B: Buffer> Copies<B> {
@@ -32,12 +32,12 @@ impl<B: Buffer> Copies<B> {
             return;
         };
         order.progress_at = now;
-        let side = if theirs {
-            &mut window.source
+        let mode = order.pull.mode;
+        if theirs {
+            window.source = Some(as_copied(mode, states));
         } else {
-            &mut window.held
-        };
-        *side = Some(states);
+            window.held = Some(as_compared(mode, states));
+        }
         if let Window {
             first,
             count,
@@ -143,6 +143,7 @@ impl<B: Buffer> Copies<B> {
         let Some(piece) = order.in_flight.get(&piece_id) else {
             return;
         };
+        let states = as_copied(order.pull.mode, states);
         if !payload_matches(&states, data.as_ref()) {
             self.finish(id, Err(Status::PeerFailed), out);
             return;
@@ -172,6 +173,27 @@ impl<B: Buffer> Copies<B> {
         let piece = piece.clone();
         out.push(put(id, piece_id, order, &piece, states, data));
     }
+}
+
+/// A reconcile takes doubted content for what it is, adopted; all others take it for bad.
+fn as_compared(mode: PullMode, mut states: Vec<SectorState>) -> Vec<SectorState> {
+    if mode == PullMode::Newer {
+        states
+            .iter_mut()
+            .for_each(|state| *state = state.undoubted());
+    }
+    states
+}
+
+/// What another copy takes from a replica that does not doubt it was reconciled before: it is the truth.
+fn as_copied(mode: PullMode, states: Vec<SectorState>) -> Vec<SectorState> {
+    let mut states = as_compared(mode, states);
+    if mode != PullMode::Newer {
+        let good = |state: &&mut SectorState| state.flags & SectorState::BAD == 0;
+        let good = states.iter_mut().filter(good);
+        good.for_each(|state| state.flags &= !SectorState::ADOPTED);
+    }
+    states
 }
 
 /// Does the payload go with the states: every good non-zero sector is there and verifies?

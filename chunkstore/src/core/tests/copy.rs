@@ -376,6 +376,39 @@ fn a_repair_heals_a_bad_sector_and_leaves_a_newer_write_alone() {
     assert_eq!(pair.target.core.store.state(3).flags, 0);
 }
 
+/// What a node doubts is bad for a repair and for a mirror; a reconcile sees what it is.
+#[test]
+fn doubted_content_is_reconciled_and_not_copied_otherwise() {
+    let doubted = SectorState::ADOPTED | SectorState::BAD | SectorState::DOUBTED;
+    let mut pair = fenced();
+    pair.source.core.store.plant(0, 1, 5, 7, doubted);
+    pair.target.core.store.plant(0, 1, 4, 1, 0);
+    for mode in [PullMode::Repair, PullMode::Mirror] {
+        let (status, pulled) = pull_first(&mut pair, 1, mode, 9);
+        assert_eq!((status, pulled.sectors_copied), (Status::Ok, 0));
+    }
+    let (status, pulled) = pull_first(&mut pair, 1, PullMode::Newer, 0);
+    assert_eq!((status, pulled.sectors_copied), (Status::Ok, 1));
+    let state = pair.target.core.store.state(0);
+    assert_eq!(
+        (state.version.seq, state.flags),
+        (Seq(5), SectorState::ADOPTED)
+    );
+}
+
+/// Content that was adopted once and is no more in doubt passes for logged, where it is copied.
+#[test]
+fn a_mirror_of_adopted_content_is_certain() {
+    let mut pair = fenced();
+    pair.source
+        .core
+        .store
+        .plant(0, 1, 5, 7, SectorState::ADOPTED);
+    let (status, pulled) = pull_first(&mut pair, 1, PullMode::Mirror, 9);
+    assert_eq!((status, pulled.sectors_copied), (Status::Ok, 1));
+    assert_eq!(pair.target.core.store.state(0).flags, 0);
+}
+
 #[test]
 fn a_stop_ends_copies_and_peers() {
     let mut pair = fenced();

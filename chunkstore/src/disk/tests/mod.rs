@@ -2,6 +2,7 @@
 
 #[cfg(feature = "shell")]
 mod conformance;
+mod doubt;
 mod faults;
 mod golden;
 mod memory;

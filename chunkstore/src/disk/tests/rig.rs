@@ -325,6 +325,21 @@ impl Rig {
         }
     }
 
+    /// A read by a front that attached after the last start: it fences first.
+    pub(super) fn read_by_the_next_front(&mut self, what: SectorRange) -> StoreReply<Vec<u8>> {
+        let reply = self.call(StoreRequest::Read(what));
+        if !matches!(reply, StoreReply::Doubted { .. }) {
+            return reply;
+        }
+        let Fence { token, generation } = self.store.fence(what.volume).unwrap_or_default();
+        self.done(StoreRequest::Fence {
+            volume: what.volume,
+            token: Token(token.0 + 1),
+            generation,
+        });
+        self.call(StoreRequest::Read(what))
+    }
+
     pub(super) fn read(&mut self, chunk: u32, sector: u16, count: u16) -> Vec<u64> {
         match self.call(StoreRequest::Read(range(chunk, sector, count))) {
             StoreReply::Read { crcs, data, .. } => {
@@ -517,7 +532,7 @@ impl Oracle {
             let cell = self.cell(at);
             let floor = if power { cell.durable } else { cell.answered() };
             let allowed: Vec<u64> = cell.writes[floor..].iter().map(|held| held.value).collect();
-            match rig.call(StoreRequest::Read(range(at.0, at.1, 1))) {
+            match rig.read_by_the_next_front(range(at.0, at.1, 1)) {
                 StoreReply::Read { data, .. } => {
                     let value = values(&data, 1)[0];
                     let may_be_bad = self.cell(at).may_be_bad;

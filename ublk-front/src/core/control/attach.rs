@@ -115,7 +115,17 @@ impl ControlCore {
         self.seen.entry(node).or_default().intents.extend(&chunks);
         if matches!(self.phase, Phase::Fencing { .. }) {
             self.intents.extend(chunks);
+        } else if self.is_another_run(node) {
+            self.recovered.extend(chunks);
         }
+    }
+
+    /// Has the node started again since lanes were told of it?
+    fn is_another_run(&self, node: NodeId) -> bool {
+        let installed = self.installed.as_ref();
+        let mut known = installed.into_iter().flat_map(|config| &config.nodes);
+        let known = known.find(|entry| entry.node == node);
+        known.and_then(|entry| entry.incarnation) != self.all_up(node)
     }
 
     fn serve(&mut self, now: Now, out: &mut Vec<ControlAction>) {

@@ -6,13 +6,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use ukai_meta::map::VolumeMap;
-use ukai_meta::transition::{self, MapUpdate, TransitionError};
+use ukai_meta::transition::{self, Change, MapUpdate, TransitionError};
 use ukai_meta::{CommitError, NodeHealth, NodeState, ReplicaState};
-use ukai_proto::message::{CHUNK_RANGES_MAX, ChunkRange};
+use ukai_proto::message::ChunkRange;
 use ukai_proto::{Generation, NodeId};
 
 /// A node that went stale again within this time of its return waits longer and longer.
 const FLAP_WINDOW: Duration = Duration::from_secs(300);
+
+/// Ranges that are deleted on a node and forgotten together.
+const RELEASED_MAX: usize = 128;
 
 /// Why a metadata request was made.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,6 +27,10 @@ pub(super) enum Purpose {
     Sync(NodeId),
     DropLeaving(NodeId),
     DropHealth(NodeId),
+    /// A step of the relocation job.
+    JobStep,
+    JobLoad,
+    JobStore,
     Detach,
 }
 
@@ -52,7 +59,7 @@ impl ControlCore {
         }
     }
 
-    fn meta_id(&mut self, purpose: Purpose) -> MetaId {
+    pub(super) fn meta_id(&mut self, purpose: Purpose) -> MetaId {
         let id = MetaId(self.meta_next);
         self.meta_next += 1;
         self.meta = Some((id, purpose));
@@ -93,12 +100,13 @@ impl ControlCore {
                 return;
             }
         }
-        if !self.is_installed() {
+        if self.change_job_record(out) || !self.is_installed() {
             return;
         }
         if self.change_token(now, out)
             || self.change_sync(now, out)
             || self.change_leaving(now, out)
+            || self.change_job(now, out)
         {
             return;
         }
@@ -157,18 +165,19 @@ impl ControlCore {
 
     /// Deletes replicas that leave, then forgets them.
     fn change_leaving(&mut self, now: Now, out: &mut Vec<ControlAction>) -> bool {
+        // A relocation leaves many ranges, each of which would cost a generation.
+        let ranges_max = if self.relocation.is_active() {
+            RELEASED_MAX
+        } else {
+            1
+        };
         for node in self.map().nodes() {
-            let mut ranges: Vec<ChunkRange> =
-                self.map().stored_ranges_of(node, ReplicaState::Leaving);
-            ranges.truncate(CHUNK_RANGES_MAX);
             // One transaction's worth.
-            let Some(first) = ranges.first() else {
-                continue;
-            };
-            let Some(range) = self.map().batches(*first).into_iter().next() else {
-                continue;
-            };
-            if self.all_up(node).is_none() {
+            let first = |range: ChunkRange| self.map().batches(range).into_iter().next();
+            let leaving = self.map().stored_ranges_of(node, ReplicaState::Leaving);
+            let leaving = leaving.into_iter().take(ranges_max);
+            let ranges: Vec<ChunkRange> = leaving.filter_map(first).collect();
+            if ranges.is_empty() || self.all_up(node).is_none() {
                 continue;
             }
             if self.all_fenced(node).is_none() {
@@ -178,10 +187,20 @@ impl ControlCore {
             let released = self.seen.entry(node).or_default().released.clone();
             let left: Vec<_> = self
                 .peers_of(node)
-                .filter(|peer| released.get(peer) != Some(&range))
+                .filter(|peer| released.get(peer) != Some(&ranges))
                 .collect();
             if left.is_empty() {
-                let update = transition::drop_leaving(self.map(), range, node);
+                let drop = |range: &ChunkRange| Change::DropLeaving {
+                    range: *range,
+                    node,
+                };
+                let changes: Vec<Change> = ranges.iter().map(drop).collect();
+                let update = match transition::apply(self.map(), &changes) {
+                    Err(TransitionError::TooLarge(_)) => {
+                        transition::drop_leaving(self.map(), ranges[0], node)
+                    }
+                    update => update,
+                };
                 return self.commit(Purpose::DropLeaving(node), update, out);
             }
             for peer in left {
@@ -189,7 +208,7 @@ impl ControlCore {
                     matches!(want, super::request::Want::Release(..))
                 });
                 if !asked {
-                    self.ask_release(now, peer, range, out);
+                    self.ask_release(now, peer, ranges.clone(), out);
                 }
             }
         }
@@ -220,6 +239,20 @@ impl ControlCore {
                 self.trim_sync();
                 self.committed(now, purpose, out);
             }
+            MetaOutcome::Job { job, unix_s } => {
+                self.job_loaded(now, job.map(|job| *job), unix_s, out);
+            }
+            MetaOutcome::JobStored(version) => self.job_stored(version, out),
+            // The job's record, unlike the map, is read again only if something is known of it.
+            MetaOutcome::Failed(error)
+                if matches!(purpose, Purpose::JobLoad | Purpose::JobStore) =>
+            {
+                self.relocation.changed();
+                if !matches!(error, CommitError::Conflict { .. } | CommitError::Unknown) {
+                    self.note(format!("metadata: {error}; the relocation waits"), out);
+                    self.meta_retry_at = now.after(self.config.retry);
+                }
+            }
             MetaOutcome::NoVolume => self.end(Err(ControlError::NoVolume), out),
             MetaOutcome::Failed(CommitError::Conflict { .. } | CommitError::Unknown) => {
                 self.reload_wanted = true;
@@ -246,6 +279,9 @@ impl ControlCore {
         nodes: Vec<NodeState>,
         out: &mut Vec<ControlAction>,
     ) {
+        let alive = nodes.iter().filter(|state| state.live.is_some());
+        self.alive = alive.map(|state| state.record.node).collect();
+        self.relocation.nodes_read();
         self.records = nodes
             .into_iter()
             .map(|state| (state.record.node, state.record))
@@ -344,7 +380,9 @@ impl ControlCore {
                 );
             }
             Purpose::Detach => self.end(Ok(()), out),
-            Purpose::Load | Purpose::DropHealth(_) => {}
+            // Targets may be nodes that hold nothing yet.
+            Purpose::JobStep => self.learn_nodes(now, out),
+            Purpose::Load | Purpose::JobLoad | Purpose::JobStore | Purpose::DropHealth(_) => {}
         }
     }
 
@@ -383,8 +421,8 @@ impl ControlCore {
                     self.sync = None;
                     return false;
                 }
-                None => match self.promotable() {
-                    Some(range) => transition::promote(&map, range, node),
+                None => match self.promotion() {
+                    Some(update) => update,
                     None => {
                         self.sync_over(now, out);
                         return false;

@@ -41,7 +41,7 @@ pub(super) struct NodeSeen {
     /// Open intents that its fence replies listed.
     pub(super) intents: BTreeSet<ChunkIndex>,
     /// Shards that have deleted the replicas that leave.
-    pub(super) released: BTreeMap<PeerIndex, ChunkRange>,
+    pub(super) released: BTreeMap<PeerIndex, Vec<ChunkRange>>,
     /// A FENCE that it refused is not asked again before this.
     pub(super) fence_after: Now,
     /// Since when it is in sync, and how often in a row it was lost soon after.

@@ -15,6 +15,8 @@
 //! | `barrier` | prepare and install over all lanes |
 //! | `sync` | filling joining replicas (after an outage, or a new location) |
 //! | `guest_latency` | latency of the guest over the last moments |
+//! | `relocate` | the steps of the volume's relocation job |
+//! | `pace` | how fast it copies |
 //! | `health` | which nodes are down, lost, restarted; read preference |
 //! | `detach` | flush, settle, give the volume back |
 //! | `request` | requests to nodes and their replies |
@@ -25,7 +27,9 @@ mod change;
 mod detach;
 pub mod guest_latency;
 mod health;
+mod pace;
 mod reconcile;
+mod relocate;
 mod renew;
 mod request;
 mod status;
@@ -117,6 +121,8 @@ pub struct ControlCore {
     started: Now,
     map: Option<Arc<VolumeMap>>,
     records: BTreeMap<NodeId, NodeRecord>,
+    /// Those that had their lease when the records were read.
+    alive: BTreeSet<NodeId>,
     peers: Arc<Vec<Peer>>,
     nodes: Vec<NodeEntry>,
     seen: BTreeMap<NodeId, NodeSeen>,
@@ -144,6 +150,9 @@ pub struct ControlCore {
     /// Chunks that earlier fronts had open: lanes do not touch them before their replicas were made
     /// equal.
     intents: BTreeSet<ChunkIndex>,
+    /// Chunks that were open on nodes whose process died under this front. What their recoveries adopted is not
+    /// read under this token; under the next one it would be, so they are reconciled then.
+    recovered: BTreeSet<ChunkIndex>,
     reconcile: reconcile::Reconcile,
     renewal: renew::Renewal,
     /// A predecessor may live and read from nodes that could not be fenced.
@@ -152,6 +161,7 @@ pub struct ControlCore {
     fenced_since: Option<Now>,
     sync: Option<sync::Sync>,
     syncs: u64,
+    relocation: relocate::Relocation,
     sync_retry_at: BTreeMap<NodeId, Now>,
     repairs: VecDeque<(NodeId, ChunkIndex, SectorInChunk)>,
     repairs_out: usize,
@@ -175,6 +185,7 @@ impl ControlCore {
             started: Now(0),
             map: None,
             records: BTreeMap::new(),
+            alive: BTreeSet::new(),
             peers: Arc::new(Vec::new()),
             nodes: Vec::new(),
             seen: BTreeMap::new(),
@@ -193,12 +204,14 @@ impl ControlCore {
             ceiling_is_whole: true,
             whole_since: BTreeMap::new(),
             intents: BTreeSet::new(),
+            recovered: BTreeSet::new(),
             reconcile: reconcile::Reconcile::default(),
             renewal: renew::Renewal::default(),
             predecessor_may_read: false,
             fenced_since: None,
             sync: None,
             syncs: 0,
+            relocation: relocate::Relocation::default(),
             sync_retry_at: BTreeMap::new(),
             repairs: VecDeque::new(),
             repairs_out: 0,
@@ -241,6 +254,7 @@ impl ControlCore {
             ControlEvent::Lane(lane, report) => self.lane_report(now, lane, report, out),
             ControlEvent::Window(_, window) => self.guest_latency.add(now, &window),
             ControlEvent::MapChanged => self.reload_wanted = true,
+            ControlEvent::JobChanged => self.relocation.changed(),
             ControlEvent::Tick => self.expire_requests(now, out),
             ControlEvent::Detach => self.begin_detach(now, out),
         }
@@ -282,6 +296,12 @@ impl ControlCore {
                 }
             }
             LaneReport::Touched { chunk } => self.touched(chunk),
+            LaneReport::Doubted { chunk } => {
+                let text =
+                    format!("chunk {chunk}: no replica has a sector for certain; reconciling it");
+                self.note(text, out);
+                self.abandoned(chunk);
+            }
             LaneReport::Abandoned { chunk } => self.abandoned(chunk),
             LaneReport::StaleMap => self.reload_wanted = true,
             LaneReport::Fenced => self.end(Err(ControlError::Fenced), out),
@@ -304,6 +324,7 @@ impl ControlCore {
                 self.drive_health(now, out);
                 self.drive_barrier(now, out);
                 self.drive_reconcile(now, out);
+                self.drive_pace(now);
                 self.drive_sync(now, out);
                 self.drive_repairs(now, out);
             }

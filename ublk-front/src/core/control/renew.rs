@@ -30,7 +30,7 @@ pub(super) enum Step {
 #[derive(Debug, Default)]
 pub(super) struct Renewal {
     pub(super) step: Step,
-    /// Chunks with writes that failed halfway.
+    /// Chunks with writes that failed halfway, or of which no replica is certain.
     chunks: BTreeSet<ChunkIndex>,
     not_before: Now,
 }
@@ -52,7 +52,7 @@ impl ControlCore {
     /// The token is committed. Who is fenced under it is to be seen.
     pub(super) fn token_renewed(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         self.note(
-            "writes failed halfway: continuing under a new token".into(),
+            "replicas may differ: continuing under a new token".into(),
             out,
         );
         self.renewal.step = Step::Draining;
@@ -77,7 +77,8 @@ impl ControlCore {
             return false;
         }
         let count = self.map().chunk_count();
-        let chunks = std::mem::take(&mut self.renewal.chunks);
+        let mut chunks = std::mem::take(&mut self.renewal.chunks);
+        chunks.append(&mut self.recovered);
         self.intents
             .extend(chunks.into_iter().filter(|chunk| chunk.0 < count));
         self.seq.renewed();

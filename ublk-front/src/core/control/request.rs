@@ -1,6 +1,7 @@
 //! Control's requests to nodes: what was asked, of whom, and who wants the answer.
 
 use super::ControlCore;
+use super::sync::Part;
 use crate::core::api::{ControlAction, ControlError, Now, PeerIndex};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,10 +34,10 @@ pub(super) enum Want {
         job: u64,
         source: NodeId,
     },
-    /// A copy of one chunk.
+    /// A copy of one chunk, or of a part of it.
     Copy {
         job: u64,
-        chunk: ChunkIndex,
+        part: Part,
     },
     /// What was copied is durable at the target.
     SyncFlush {
@@ -51,7 +52,7 @@ pub(super) enum Want {
         again: bool,
     },
     /// Replicas deleted on a node.
-    Release(NodeId, ChunkRange),
+    Release(NodeId, Vec<ChunkRange>),
     /// Detach: flush, then settle.
     Flush,
     Settle,
@@ -176,18 +177,12 @@ impl ControlCore {
         &mut self,
         now: Now,
         peer: PeerIndex,
-        range: ChunkRange,
+        ranges: Vec<ChunkRange>,
         out: &mut Vec<ControlAction>,
     ) {
-        let want = Want::Release(self.node_of(peer), range);
-        self.ask(
-            now,
-            peer,
-            Opcode::Release,
-            |_| chunk_ranges(&[range]),
-            want,
-            out,
-        );
+        let aux = chunk_ranges(&ranges);
+        let want = Want::Release(self.node_of(peer), ranges);
+        self.ask(now, peer, Opcode::Release, |_| aux, want, out);
     }
 
     pub(super) fn ask_plain(
@@ -368,7 +363,7 @@ impl ControlCore {
             Want::List { job, .. } | Want::Copy { job, .. } | Want::SyncFlush { job }
                 if !self.is_sync_job(job) => {}
             Want::List { source, .. } => self.listed(now, peer, source, result, header, out),
-            Want::Copy { chunk, .. } => self.chunk_copied(now, chunk, result, out),
+            Want::Copy { part, .. } => self.chunk_copied(now, part, result, out),
             Want::SyncFlush { .. } => self.target_flushed(now, result.is_ok(), out),
             Want::Repair {
                 source,
@@ -386,10 +381,10 @@ impl ControlCore {
                     self.repair_range(now, (chunk, range), source, Some(from), out);
                 }
             }
-            Want::Release(node, range) => {
+            Want::Release(node, ranges) => {
                 if result.is_ok() {
                     let seen = self.seen.entry(node).or_default();
-                    seen.released.insert(peer, range);
+                    seen.released.insert(peer, ranges);
                 }
             }
         }

@@ -4,6 +4,7 @@ use super::{ControlCore, Phase};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use ukai_meta::NodeHealth;
+use ukai_meta::job::JobProgress;
 use ukai_proto::{Generation, NodeId, Token};
 
 /// Status of one attached volume.
@@ -25,7 +26,9 @@ pub struct ControlStatus {
     pub nodes: Vec<NodeStatus>,
     /// The copy under way.
     pub sync: Option<SyncStatus>,
-    /// Anything left to copy, delete or record? `settle` ends when not.
+    /// The relocation job, if there is one.
+    pub job: Option<JobProgress>,
+    /// Anything left to copy, delete, move or record? `settle` ends when not.
     pub settled: bool,
 }
 
@@ -119,6 +122,7 @@ impl ControlCore {
                 chunks_done: sync.chunks_done,
                 sectors_copied: sync.sectors_copied,
             }),
+            job: self.job_progress(),
             settled: self.is_settled(),
         }
     }
@@ -139,6 +143,7 @@ impl ControlCore {
             && self.intents.is_empty()
             && self.meta.is_none()
             && !self.reload_wanted
+            && !self.relocation.is_busy()
             && map.head.health.is_empty()
             && map
                 .sets_in_use()

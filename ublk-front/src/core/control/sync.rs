@@ -1,7 +1,8 @@
 //! Filling joining replicas: after an outage (only what was written since), or at a new location.
 //!
-//! One node at a time. Every chunk is copied by a PULL in mirror mode, ordered at the target; passes go on
-//! over the chunks that still differed until one finds no difference at or below the ceiling. Since
+//! One node at a time. Every chunk is copied by a PULL in mirror mode, ordered at the target (for a
+//! relocation job by several, as its pace allows); passes go on
+//! over what still differed until one finds no difference at or below the ceiling. Since
 //! lanes wait for joining replicas as for in-sync ones, nothing can come apart again between that
 //! and the transaction (I3).
 
@@ -9,7 +10,9 @@ use super::ControlCore;
 use super::request::Want;
 use crate::core::api::{ControlAction, Now, PeerIndex};
 use std::collections::{BTreeMap, BTreeSet};
+use ukai_meta::transition::{self, Change, MapUpdate, TransitionError};
 use ukai_meta::{NodeHealth, ReplicaState};
+use ukai_proto::limits::SECTOR_BYTES;
 use ukai_proto::message::{ChunkRange, PullMode, Pulled, read_chunk_list};
 use ukai_proto::{
     ChunkIndex, Flags, Generation, Header, NodeId, Opcode, SectorInChunk, Seq, Status, Version,
@@ -17,6 +20,10 @@ use ukai_proto::{
 
 /// Chunks copied at a time.
 const COPY_WINDOW: usize = 4;
+/// Pieces of a relocation job copied at a time, of 1 MiB at most.
+const PACED_WINDOW: usize = 8;
+/// Ranges of a relocation job that become in-sync in one transaction.
+const PROMOTED_MAX: usize = 128;
 /// Failed copies of one job before it pauses.
 const FAILURES_MAX: u32 = 16;
 /// Passes before a job that never finds equality pauses: something is wrong with the replica.
@@ -44,21 +51,37 @@ pub(super) enum Stage {
     Finish,
 }
 
+/// What one PULL is to make equal.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Part {
+    chunk: ChunkIndex,
+    sector: SectorInChunk,
+    count: u16,
+}
+
+impl Part {
+    fn bytes(self) -> u64 {
+        u64::from(self.count) * SECTOR_BYTES as u64
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Sync {
     /// Tells its requests from those of earlier jobs.
     job: u64,
     pub(super) node: NodeId,
     pub(super) stage: Stage,
+    /// Of a relocation job: as fast as it may.
+    paced: bool,
     since: Generation,
     /// Writes at or below it had reached every source when the job began.
     ceiling: Version,
     /// Joining at its start by the map itself (not by health): what may be promoted.
     ranges: Vec<ChunkRange>,
-    todo: BTreeSet<ChunkIndex>,
-    redo: BTreeSet<ChunkIndex>,
+    todo: BTreeSet<Part>,
+    redo: BTreeSet<Part>,
     /// Being copied, and from where.
-    out: BTreeMap<ChunkIndex, NodeId>,
+    out: BTreeMap<Part, NodeId>,
     /// Sources with bad sectors that the target lacks: another one must have them.
     bad: BTreeSet<(ChunkIndex, NodeId)>,
     passes: u32,
@@ -74,6 +97,7 @@ impl Sync {
             job: 0,
             node,
             stage,
+            paced: false,
             since: Generation(0),
             ceiling: Version::ZERO,
             ranges: Vec::new(),
@@ -88,10 +112,18 @@ impl Sync {
             sectors_copied: 0,
         }
     }
+
+    pub(super) fn is_paced(&self) -> bool {
+        self.paced
+    }
 }
 
 impl ControlCore {
     pub(super) fn drive_sync(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        // A node that missed writes goes before a relocation, which finds what it did when its turn comes.
+        if self.sync.as_ref().is_some_and(Sync::is_paced) && self.resync_is_due(now) {
+            self.sync = None;
+        }
         if self.sync.is_none() {
             self.sync = self.next_sync(now);
             if let Some(sync) = &mut self.sync {
@@ -147,7 +179,7 @@ impl ControlCore {
             return None;
         }
         let doubtful = self.doubtful();
-        map.nodes().into_iter().find_map(|node| {
+        let candidate = |node: NodeId| {
             let paused = self.sync_retry_at.get(&node).is_some_and(|at| now < *at);
             if paused || self.all_up(node).is_none() {
                 return None;
@@ -156,8 +188,21 @@ impl ControlCore {
                 return Some(Sync::new(node, Stage::Fencing));
             }
             let joining = !map.ranges_of(node, ReplicaState::Joining).is_empty();
-            (joining && !doubtful.contains(&node)).then(|| Sync::new(node, Stage::Installing))
-        })
+            let paced = map.health(node).is_none() && self.relocation.moves_to(node);
+            let halted = paced && self.relocation.is_halted();
+            (joining && !halted && !doubtful.contains(&node)).then(|| Sync {
+                paced,
+                ..Sync::new(node, Stage::Installing)
+            })
+        };
+        let nodes = map.nodes();
+        if self.relocation.is_active() {
+            let behind = nodes.iter().filter(|node| map.health(**node).is_some());
+            if let Some(sync) = behind.copied().find_map(candidate) {
+                return Some(sync);
+            }
+        }
+        nodes.into_iter().find_map(candidate)
     }
 
     /// Lanes write to it: from here on only what was written before the barrier is to be copied.
@@ -221,7 +266,11 @@ impl ControlCore {
     fn add_candidate(map: &ukai_meta::map::VolumeMap, sync: &mut Sync, chunk: ChunkIndex) {
         let inside = chunk.0 < map.chunk_count();
         if inside && map.replicas(chunk).on(sync.node) == Some(ReplicaState::Joining) {
-            sync.todo.insert(chunk);
+            sync.todo.insert(Part {
+                chunk,
+                sector: SectorInChunk(0),
+                count: u16::try_from(map.chunk_sectors()).unwrap_or(u16::MAX),
+            });
         }
     }
 
@@ -295,16 +344,21 @@ impl ControlCore {
         let map = self.map().clone();
         loop {
             let Some(sync) = &mut self.sync else { return };
-            if sync.out.len() >= COPY_WINDOW {
+            let window = if sync.paced {
+                PACED_WINDOW
+            } else {
+                COPY_WINDOW
+            };
+            if sync.out.len() >= window {
                 return;
             }
-            let Some(chunk) = sync.todo.pop_first() else {
+            let Some(mut part) = sync.todo.pop_first() else {
                 if sync.out.is_empty() {
                     self.pass_over(now, out);
                 }
                 return;
             };
-            let node = sync.node;
+            let (node, chunk) = (sync.node, part.chunk);
             if map.replicas(chunk).on(node) != Some(ReplicaState::Joining) {
                 continue; // taken away meanwhile
             }
@@ -315,6 +369,23 @@ impl ControlCore {
                 .filter(|source| !doubtful.contains(source) && !bad.contains(&(chunk, *source)))
                 .min_by_key(|source| preference.iter().position(|n| n == source));
             let (job, how) = (sync.job, (PullMode::Mirror, sync.ceiling));
+            if sync.paced {
+                let first = part.count.min(self.relocation.piece_sectors());
+                let rest = Part {
+                    sector: SectorInChunk(part.sector.0 + first),
+                    count: part.count - first,
+                    ..part
+                };
+                let all = std::mem::replace(&mut part.count, first);
+                if !self.relocation.may_copy(now, part.bytes()) {
+                    part.count = all;
+                    sync.todo.insert(part);
+                    return;
+                }
+                if rest.count > 0 {
+                    sync.todo.insert(rest);
+                }
+            }
             let target = self.peer_of(node, chunk);
             let pull = source.and_then(|source| self.pull_from(source, chunk, how));
             let (Some(source), Some(target), Some(pull)) = (source, target, pull) else {
@@ -322,11 +393,10 @@ impl ControlCore {
                 return;
             };
             if let Some(sync) = &mut self.sync {
-                sync.out.insert(chunk, source);
+                sync.out.insert(part, source);
             }
-            let count = u16::try_from(map.chunk_sectors()).unwrap_or(u16::MAX);
-            let range = (SectorInChunk(0), count);
-            let want = Want::Copy { job, chunk };
+            let range = (part.sector, part.count);
+            let want = Want::Copy { job, part };
             self.ask_pull(now, target, chunk, range, &pull, want, out);
         }
     }
@@ -334,28 +404,36 @@ impl ControlCore {
     pub(super) fn chunk_copied(
         &mut self,
         now: Now,
-        chunk: ChunkIndex,
+        part: Part,
         result: Result<&[u8], Status>,
         out: &mut Vec<ControlAction>,
     ) {
+        let chunk_sectors = self.map().chunk_sectors();
         let Some(sync) = &mut self.sync else { return };
-        let Some(source) = sync.out.remove(&chunk) else {
+        let Some(source) = sync.out.remove(&part) else {
             return; // of an earlier job
         };
+        let (chunk, paced) = (part.chunk, sync.paced);
         match result.map(Pulled::decode) {
             Ok(Ok(pulled)) => {
                 sync.sectors_copied += u64::from(pulled.sectors_copied);
-                if sync.passes == 0 {
+                let is_last = u32::from(part.sector.0) + u32::from(part.count) >= chunk_sectors;
+                if sync.passes == 0 && is_last {
                     sync.chunks_done += 1;
                 }
                 if pulled.sectors_copied > 0 {
-                    sync.redo.insert(chunk);
+                    sync.redo.insert(part);
                 }
                 if pulled.sectors_bad > 0 {
                     // Not equal to what is good somewhere: from another source, if there is one.
                     sync.bad.insert((chunk, source));
-                    sync.redo.remove(&chunk);
-                    sync.todo.insert(chunk);
+                    sync.redo.remove(&part);
+                    sync.todo.insert(part);
+                }
+                if paced {
+                    let copied = u64::from(pulled.sectors_copied.min(part.count.into()));
+                    let copied = copied * SECTOR_BYTES as u64;
+                    self.relocation.copied(part.bytes(), copied);
                 }
                 self.copied.sectors_copied = self
                     .copied
@@ -364,8 +442,8 @@ impl ControlCore {
                 if pulled.sectors_bad > 0 {
                     // Not proven equal (I3): what the source cannot give may be old or missing here.
                     sync.bad.insert((chunk, source));
-                    sync.redo.remove(&chunk);
-                    sync.todo.insert(chunk);
+                    sync.redo.remove(&part);
+                    sync.todo.insert(part);
                     let bad = pulled.sectors_bad;
                     let name = self.name(source);
                     let text = format!("chunk {chunk}: {bad} sectors are bad on node {name}");
@@ -376,7 +454,7 @@ impl ControlCore {
                 }
             }
             failed => {
-                sync.todo.insert(chunk);
+                sync.todo.insert(part);
                 sync.failures += 1;
                 let (node, give_up) = (sync.node, sync.failures > FAILURES_MAX);
                 if let Err(status) = failed {
@@ -450,6 +528,23 @@ impl ControlCore {
         self.map().batches(overlap).into_iter().next()
     }
 
+    /// The transaction that makes what this job has filled in-sync, or its next part. `None`: done.
+    pub(super) fn promotion(&self) -> Option<Result<MapUpdate, TransitionError>> {
+        let (range, sync) = (self.promotable()?, self.sync.as_ref()?);
+        let (map, node) = (self.map(), sync.node);
+        if sync.paced {
+            // Hot chunks lie apart: one by one, each would cost a generation.
+            let joining = map.stored_ranges_of(node, ReplicaState::Joining);
+            let parts = common(&joining, &sync.ranges).take(PROMOTED_MAX);
+            let changes: Vec<Change> = parts.map(|range| Change::Promote { range, node }).collect();
+            match transition::apply(map, &changes) {
+                Err(TransitionError::TooLarge(_)) => {}
+                result => return Some(result),
+            }
+        }
+        Some(transition::promote(map, range, node))
+    }
+
     /// A new map: what is not joining any more is not filled by the job, should it be joining again later.
     pub(super) fn trim_sync(&mut self) {
         let (Some(sync), Some(map)) = (&mut self.sync, &self.map) else {
@@ -515,6 +610,9 @@ impl ControlCore {
         not_from: Option<NodeId>,
         out: &mut Vec<ControlAction>,
     ) {
+        if self.intents.contains(&chunk) {
+            return; // its reconcile sees to that, or the next read finds it again
+        }
         let sources = self.map().in_sync(chunk).filter(|node| *node != bad);
         let source = sources.min_by_key(|node| Some(*node) == not_from);
         // The guest's newer write may be under way: nothing older may take its place.

@@ -121,6 +121,7 @@ impl LaneCore {
                     }));
                 }
             }
+            piece.doubted |= status == Status::BadCrc && header.seq.0 >= SEQ_MAX;
             piece.tried.push(slot);
             piece.targets.clear();
             let tried = std::mem::take(&mut piece.tried);
@@ -153,12 +154,19 @@ impl LaneCore {
         self.check_piece(now, index, out);
     }
 
-    /// Every replica has refused a read: from the next tick on all are asked again, as often as is sensible.
+    /// Every replica has refused a read: with the next tick all are asked again, as often as is sensible. If what
+    /// one has was only adopted, the write that it may belong to is sent again meanwhile, or another replica
+    /// repairs it. If that does not help, control is to have the chunk reconciled under a new token.
     fn none_could_serve(&mut self, now: Now, index: u32, out: &mut Vec<LaneAction>) {
         let config = self.current();
         let piece = self.pieces.get_mut(index);
         let alone = config.set_of(piece.part.chunk).read.len() == 1;
-        if alone || piece.retries >= READ_ROUNDS_MAX {
+        let doubted = std::mem::take(&mut piece.doubted);
+        if doubted && piece.retries >= READ_ROUNDS_MAX {
+            let chunk = piece.part.chunk;
+            out.push(LaneAction::Report(LaneReport::Doubted { chunk }));
+            piece.retries = 0;
+        } else if !doubted && (alone || piece.retries >= READ_ROUNDS_MAX) {
             self.end_piece(now, index, Err(GuestError::Io), out);
             return;
         }

@@ -1,20 +1,23 @@
 //! The metadata store's threads: its calls block, control must not.
 //!
-//! One worker does control's loads and commits in order, one watches the volume, one keeps the
+//! One worker does control's loads and commits in order, one watches the volume, one its job, one keeps the
 //! front's announcement (an ephemeral record) alive. A session that has expired is replaced by a new
 //! one, which all of them use from then on.
 
 use crate::core::api::{MetaId, MetaOutcome};
+use crate::shell::clock;
 use crate::shell::context::{ControlInput, ControlPort};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use ukai_meta::catalog::{self, CatalogError};
 use ukai_meta::transition::MapUpdate;
-use ukai_meta::{CommitError, FrontRecord, MetaError, MetaStore, MetaUrl};
+use ukai_meta::{
+    CommitError, FrontRecord, JobRecord, KvVersion, MetaError, MetaStore, MetaUrl, Watch, key,
+};
 use ukai_proto::{Generation, Token, VolumeId};
 
 /// Requests that may wait: control has one under way.
-const JOBS_MAX: usize = 16;
+const WORK_MAX: usize = 16;
 /// Pause before a store that failed is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a thread that waits looks whether the front still lives, and whether the watch slept.
@@ -95,9 +98,11 @@ impl AsMeta for CatalogError {
 
 /// Work for the store.
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum Work {
     Load(MetaId),
     Commit(MetaId, Box<MapUpdate>),
+    JobLoad(MetaId),
+    JobStore(MetaId, Box<JobRecord>, KvVersion),
 }
 
 /// Orders to the thread that announces the front.
@@ -113,13 +118,15 @@ pub(super) fn worker(
     meta: MetaHandle,
     volume: VolumeId,
     port: ControlPort,
-) -> std::io::Result<flume::Sender<Job>> {
-    let (sender, jobs) = flume::bounded(JOBS_MAX);
+) -> std::io::Result<flume::Sender<Work>> {
+    let (sender, works) = flume::bounded(WORK_MAX);
     let body = move || {
-        for job in jobs {
-            let (id, outcome) = match job {
-                Job::Load(id) => (id, load(&meta, volume)),
-                Job::Commit(id, update) => (id, commit(&meta, *update)),
+        for work in works {
+            let (id, outcome) = match work {
+                Work::Load(id) => (id, load(&meta, volume)),
+                Work::Commit(id, update) => (id, commit(&meta, *update)),
+                Work::JobLoad(id) => (id, load_job(&meta, volume)),
+                Work::JobStore(id, job, version) => (id, store_job(&meta, &job, version)),
             };
             port.post(ControlInput::Meta(id, outcome));
         }
@@ -150,18 +157,40 @@ fn commit(meta: &MetaHandle, update: MapUpdate) -> MetaOutcome {
     let store = meta.get();
     match catalog::commit_update(&*store, update) {
         Ok(map) => MetaOutcome::Committed(Box::new(map)),
-        Err(error) => {
-            if error == CommitError::Store(MetaError::SessionExpired) {
-                // The next request finds the new session, or expires again.
-                let _ = meta.renew(&store);
-            }
-            MetaOutcome::Failed(error)
+        Err(error) => uncommitted(meta, &store, error),
+    }
+}
+
+fn uncommitted(meta: &MetaHandle, store: &Arc<dyn MetaStore>, error: CommitError) -> MetaOutcome {
+    if error == CommitError::Store(MetaError::SessionExpired) {
+        // The next request finds the new session, or expires again.
+        let _ = meta.renew(store);
+    }
+    MetaOutcome::Failed(error)
+}
+
+fn load_job(meta: &MetaHandle, volume: VolumeId) -> MetaOutcome {
+    match meta.with(|store| catalog::job(store, volume)) {
+        Ok(job) => MetaOutcome::Job {
+            job: job.map(Box::new),
+            unix_s: clock::unix_s(),
+        },
+        Err(CatalogError::Store(error)) => MetaOutcome::Failed(CommitError::Store(error)),
+        Err(other) => {
+            MetaOutcome::Failed(CommitError::Store(MetaError::Backend(other.to_string())))
         }
     }
 }
 
-/// What every change of a volume changes; `None`: the volume is gone. Small: the watch alone is not
-/// trusted, so it is read every [`WATCH_SLICE`].
+fn store_job(meta: &MetaHandle, job: &JobRecord, expected: KvVersion) -> MetaOutcome {
+    let store = meta.get();
+    match catalog::store_job(&*store, job, expected) {
+        Ok(version) => MetaOutcome::JobStored(version),
+        Err(error) => uncommitted(meta, &store, error),
+    }
+}
+
+/// What every change of a volume changes; `None`: the volume is gone.
 fn head_state(
     store: &dyn MetaStore,
     volume: VolumeId,
@@ -173,47 +202,93 @@ fn head_state(
     }
 }
 
-/// Starts the watcher; it ends within seconds after the returned sender is dropped.
-pub(super) fn watcher(
-    meta: MetaHandle,
+/// Starts the watchers of the volume's head and of its job; they end within seconds after the returned
+/// sender is dropped.
+pub(super) fn watchers(
+    meta: &MetaHandle,
     volume: VolumeId,
-    port: ControlPort,
+    port: &ControlPort,
 ) -> std::io::Result<flume::Sender<()>> {
     let (alive, ended) = flume::bounded::<()>(1);
-    let body = move || {
-        while !ended.is_disconnected() {
-            // Control loads once by itself at the start; a new watch may have missed changes.
-            let watched = meta.with(|store| {
-                let mut watch = catalog::watch_volume(store, volume)?;
-                let mut seen = head_state(store, volume)?;
-                port.post(ControlInput::MapChanged);
-                while !ended.is_disconnected() {
-                    let fired = watch.wait(WATCH_SLICE)?;
-                    let now = head_state(store, volume)?;
-                    if fired || now != seen {
-                        port.post(ControlInput::MapChanged);
-                    }
-                    let missed = !fired && now != seen;
-                    seen = now;
-                    if missed {
-                        break; // the watch is lost or late (a server change can do that): a new one
-                    }
+    let head = Watched {
+        what: "map",
+        watch: catalog::watch_volume,
+        state: head_state,
+        told: || ControlInput::MapChanged,
+    };
+    let job = Watched {
+        what: "job",
+        watch: catalog::watch_job,
+        state: |store, volume| store.get(&key::job(volume)).map(|v| v.map(|v| v.version)),
+        told: || ControlInput::JobChanged,
+    };
+    head.start("watch", meta, volume, port, ended.clone())?;
+    job.start("watch-job", meta, volume, port, ended)?;
+    Ok(alive)
+}
+
+type Watcher = fn(&dyn MetaStore, VolumeId) -> Result<Box<dyn Watch>, MetaError>;
+
+/// A key of the volume, and what control is told when it has changed.
+struct Watched<S> {
+    what: &'static str,
+    watch: Watcher,
+    /// What every change changes. The watch alone is not trusted, so it is read every [`WATCH_SLICE`].
+    state: fn(&dyn MetaStore, VolumeId) -> Result<S, MetaError>,
+    told: fn() -> ControlInput,
+}
+
+impl<S: PartialEq + 'static> Watched<S> {
+    fn start(
+        self,
+        name: &str,
+        meta: &MetaHandle,
+        volume: VolumeId,
+        port: &ControlPort,
+        ended: flume::Receiver<()>,
+    ) -> std::io::Result<()> {
+        let (meta, port) = (meta.clone(), port.clone());
+        let body = move || {
+            while !ended.is_disconnected() {
+                if let Err(error) = meta.with(|store| self.watch(store, volume, &port, &ended)) {
+                    let what = self.what;
+                    port.post(ControlInput::Note(format!(
+                        "watching the volume's {what}: {error}"
+                    )));
+                    // Returns early when the front ends.
+                    let _ = ended.recv_timeout(RETRY);
                 }
-                Ok::<(), MetaError>(())
-            });
-            if let Err(error) = watched {
-                port.post(ControlInput::Note(format!(
-                    "watching the volume's map: {error}"
-                )));
-                // Returns early when the front ends.
-                let _ = ended.recv_timeout(RETRY);
+            }
+        };
+        std::thread::Builder::new().name(name.into()).spawn(body)?;
+        Ok(())
+    }
+
+    fn watch(
+        &self,
+        store: &dyn MetaStore,
+        volume: VolumeId,
+        port: &ControlPort,
+        ended: &flume::Receiver<()>,
+    ) -> Result<(), MetaError> {
+        let mut watch = (self.watch)(store, volume)?;
+        let mut seen = (self.state)(store, volume)?;
+        // Control loads once by itself at the start; a new watch may have missed changes.
+        port.post((self.told)());
+        while !ended.is_disconnected() {
+            let fired = watch.wait(WATCH_SLICE)?;
+            let now = (self.state)(store, volume)?;
+            if fired || now != seen {
+                port.post((self.told)());
+            }
+            let missed = !fired && now != seen;
+            seen = now;
+            if missed {
+                break; // the watch is lost or late (a server change can do that): a new one
             }
         }
-    };
-    std::thread::Builder::new()
-        .name("watch".into())
-        .spawn(body)?;
-    Ok(alive)
+        Ok(())
+    }
 }
 
 /// Starts the thread that announces the front.

@@ -19,7 +19,7 @@ use crate::core::api::{
 };
 use crate::core::config::NodeEntry;
 use crate::core::control::{ControlConfig, ControlCore};
-use meta::{Announce, Job};
+use meta::{Announce, Work};
 use node::Nodes;
 use poller::{Poller, Readiness};
 use serde_json::{Value, json};
@@ -101,7 +101,7 @@ struct Control {
     control_path: PathBuf,
     nodes: Nodes,
     poller: Poller,
-    jobs: flume::Sender<Job>,
+    works: flume::Sender<Work>,
     announce: flume::Sender<Announce>,
     ready: Option<flume::Sender<Presented>>,
     frontend_orders: Post<FrontendOrder>,
@@ -131,8 +131,8 @@ pub fn run(setup: ControlSetup) -> Result<(), ControlFailure> {
         ..
     } = setup;
     let volume = config.volume;
-    let jobs = meta::worker(meta.clone(), volume, port.clone())?;
-    let _watching = meta::watcher(meta.clone(), volume, port.clone())?;
+    let works = meta::worker(meta.clone(), volume, port.clone())?;
+    let _watching = meta::watchers(&meta, volume, &port)?;
     let announce = meta::announcer(meta, volume, port)?;
     let poller = Poller::new()?;
     poller.add(mailbox.event().as_raw_fd(), MAILBOX)?;
@@ -143,7 +143,7 @@ pub fn run(setup: ControlSetup) -> Result<(), ControlFailure> {
         control_path: setup.control_path,
         nodes: Nodes::new(cluster, NODES),
         poller,
-        jobs,
+        works,
         announce,
         ready: Some(setup.ready),
         frontend_orders: setup.frontend,
@@ -154,7 +154,8 @@ pub fn run(setup: ControlSetup) -> Result<(), ControlFailure> {
         counters: Counters::default(),
         asked: Vec::new(),
         detachers: Vec::new(),
-        events: vec![ControlEvent::Start],
+        // A volume is not settled before its job is known.
+        events: vec![ControlEvent::Start, ControlEvent::JobChanged],
         ended: None,
     };
     let result = control.run(&mailbox);
@@ -220,8 +221,12 @@ impl Control {
                 self.nodes
                     .tick(clock::now(), &self.poller, &mut self.events);
             }
-            ControlAction::MetaLoad(id) => self.job(Job::Load(id)),
-            ControlAction::MetaCommit(id, update) => self.job(Job::Commit(id, update)),
+            ControlAction::MetaLoad(id) => self.work(Work::Load(id)),
+            ControlAction::MetaCommit(id, update) => self.work(Work::Commit(id, update)),
+            ControlAction::JobLoad(id) => self.work(Work::JobLoad(id)),
+            ControlAction::JobStore(id, job, version) => {
+                self.work(Work::JobStore(id, job, version));
+            }
             ControlAction::Send { peer, header, aux } => self.nodes.send(peer, &header, &aux),
             ControlAction::Order(lane, order) => {
                 if let LaneOrder::Install { config, .. } = &order {
@@ -261,9 +266,9 @@ impl Control {
         }
     }
 
-    fn job(&self, job: Job) {
+    fn work(&self, work: Work) {
         // The worker lives as long as this sender; control has few requests under way.
-        if self.jobs.send(job).is_err() {
+        if self.works.send(work).is_err() {
             panic!("the metadata worker has died");
         }
     }
@@ -305,6 +310,7 @@ impl Control {
             }
             ControlInput::Meta(id, outcome) => self.events.push(ControlEvent::Meta(id, outcome)),
             ControlInput::MapChanged => self.events.push(ControlEvent::MapChanged),
+            ControlInput::JobChanged => self.events.push(ControlEvent::JobChanged),
             ControlInput::Note(text) => tracing::warn!("{text}"),
             ControlInput::Detach {
                 force,
