@@ -205,6 +205,9 @@ pub(crate) struct Map {
     /// Only this part
     #[arg(long, default_value = "all")]
     pub(crate) range: RangeArg,
+    /// As a picture: hue by site, brightness by heat
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) picture: bool,
 }
 
 #[derive(Args, Debug)]

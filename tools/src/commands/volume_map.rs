@@ -1,12 +1,14 @@
 //! `volume map`: where every chunk range lies.
 
 use crate::cli::Map;
-use crate::context::Context;
+use crate::context::{Context, Names};
 use crate::error::Result;
+use crate::picture::{Cell, picture};
 use crate::range::bytes_of;
 use crate::table::{Align, table};
 use crate::units::ByteSize;
 use serde_json::json;
+use std::io::IsTerminal as _;
 use ukai_meta::{Replica, ReplicaState};
 
 /// One row: neighbouring chunks with equal replicas.
@@ -40,6 +42,9 @@ pub(super) fn map(context: &Context, args: &Map) -> Result<()> {
                 replicas: map.set(set).to_vec(),
             }),
         }
+    }
+    if args.picture {
+        return show_picture(context, &runs, &names);
     }
     for run in &mut runs {
         run.replicas
@@ -84,6 +89,42 @@ pub(super) fn map(context: &Context, args: &Map) -> Result<()> {
         ];
         table(&columns, rows)
     });
+    Ok(())
+}
+
+/// One cell for each chunk, or for some where there are many.
+fn show_picture(context: &Context, runs: &[Run], names: &Names) -> Result<()> {
+    let in_sync = |run: &Run| {
+        let found = run.replicas.iter();
+        let mut sites: Vec<String> = found
+            .filter(|r| r.state == ReplicaState::InSync)
+            .map(|r| names.site(r.node))
+            .collect();
+        sites.sort();
+        sites
+    };
+    // Of the whole cluster, so that a site has one colour in the pictures of all volumes.
+    let mut sites: Vec<String> = context
+        .nodes()?
+        .into_iter()
+        .map(|n| n.record.site)
+        .collect();
+    sites.extend(runs.iter().flat_map(in_sync));
+    sites.sort();
+    sites.dedup();
+    let mut cells = Vec::new();
+    for run in runs {
+        let own = in_sync(run).into_iter();
+        let cell = Cell {
+            sites: own
+                .filter_map(|site| sites.binary_search(&site).ok())
+                .collect(),
+            heat: 0.0,
+        };
+        cells.extend(std::iter::repeat_n(cell, run.count as usize));
+    }
+    let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    print!("{}", picture(cells, &sites, coloured));
     Ok(())
 }
 
