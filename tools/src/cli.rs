@@ -1,5 +1,6 @@
 //! The command line: parsing only, nothing is done here.
 
+use crate::jobs::args::{ProtectArg, ProtectOrNone, RateOrNone, SpanArg};
 use crate::place::PlaceArg;
 use crate::range::RangeArg;
 use crate::relocate::args::PlanArgs;
@@ -50,6 +51,77 @@ pub(crate) enum Noun {
     Plan(Plan),
     /// What would happen if sites or nodes were lost; exit code 1 if anything would not be there any more
     Whatif(Whatif),
+    /// Move a volume's data while it is in use: a job that its front runs, and that survives the death of anything
+    Relocate(Box<Relocate>),
+    /// Relocations: look at them, pause, resume, cancel, change their limits
+    #[command(subcommand)]
+    Job(JobVerb),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Relocate {
+    /// The volume's name
+    #[arg(value_name = "VOLUME", required_unless_present = "all")]
+    pub(crate) volume: Option<String>,
+    /// All volumes
+    #[arg(long, conflicts_with = "volume")]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) ask: PlanArgs,
+    /// No plan: the data shall lie on exactly these nodes (names or uuids)
+    #[arg(long, value_delimiter = ',', value_name = "NODE",
+          conflicts_with_all = ["target", "copies", "only_sites", "to_site", "evacuate", "assume"])]
+    pub(crate) node: Vec<String>,
+    /// What the guest's 99th percentile may become: "p99<=3ms", "+20%" (above what it was before), or both:
+    /// "p99<=3ms|+20%". Copies slow down at once when it is exceeded
+    #[arg(long, value_name = "PROTECTION")]
+    pub(crate) protect: Option<ProtectArg>,
+    /// Be copied within this time (2h): then --protect gives way as far as needed, --rate never does
+    #[arg(long, value_name = "TIME")]
+    pub(crate) deadline: Option<SpanArg>,
+    /// Keep the old copies, in sync, for so long after everything is copied (10m)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) detach_old_after: Option<SpanArg>,
+    /// Show what would be done; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Return at once; the job goes on by itself
+    #[arg(long, visible_alias = "no-wait")]
+    pub(crate) detach_from_terminal: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum JobVerb {
+    /// Relocations that are under way
+    List {
+        /// Also those that have ended
+        #[arg(long)]
+        all: bool,
+    },
+    /// One volume's job
+    Show(VolumeName),
+    /// Look on until it has ended; exit code 1 if it fails or is cancelled
+    Watch(VolumeName),
+    /// Copy nothing for now
+    Pause(VolumeName),
+    /// Go on; also after a failure, once its reason is gone
+    Resume(VolumeName),
+    /// Give up what is not moved yet; what has moved stays where it is
+    Cancel(VolumeName),
+    /// Change how fast it may copy
+    SetRate {
+        #[command(flatten)]
+        name: VolumeName,
+        /// For example 200MiB/s, or none
+        rate: RateOrNone,
+    },
+    /// Change what the guest's latency may become
+    SetProtect {
+        #[command(flatten)]
+        name: VolumeName,
+        /// For example "p99<=3ms|+20%", or none
+        protect: ProtectOrNone,
+    },
 }
 
 #[derive(Subcommand, Debug)]

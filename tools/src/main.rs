@@ -7,6 +7,7 @@ mod context;
 mod error;
 mod front;
 mod image;
+mod jobs;
 mod picture;
 mod place;
 mod progress;

@@ -19,6 +19,11 @@ impl Progress {
         Self(bar)
     }
 
+    /// Nobody sees it.
+    pub(crate) fn is_hidden(&self) -> bool {
+        self.0.is_hidden()
+    }
+
     pub(crate) fn set(&self, done: u64) {
         self.0.set_position(done);
     }

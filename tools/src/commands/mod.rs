@@ -3,12 +3,14 @@
 
 mod cluster;
 mod drain;
+mod job;
 mod location;
 mod node;
 mod node_forget;
 mod ping;
 mod plan;
 mod plan_score;
+mod relocate;
 mod stats;
 mod synchronize;
 mod transfer;
@@ -54,6 +56,8 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             NodeVerb::Ping(args) => ping::ping(context, &args),
         },
         Noun::Scrub(args) => scrub::scrub(context, &args),
+        Noun::Relocate(args) => relocate::relocate(context, &args),
+        Noun::Job(verb) => job::job(context, &verb),
         Noun::Stats(name) => stats::stats(context, &name.volume),
         Noun::Plan(args) if args.score => plan_score::score(context, &args.name.volume),
         Noun::Plan(args) => plan::plan(context, &args),

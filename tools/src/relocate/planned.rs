@@ -93,7 +93,6 @@ fn check_known(map: &VolumeMap, gathered: &Gathered, host: &str) -> Result<()> {
 
 impl Planned {
     /// For the job's record.
-    #[allow(dead_code)] // `relocate` keeps it with the job
     pub(crate) fn prediction(&self) -> Option<JobPrediction> {
         Some(JobPrediction {
             host: self.gathered.host.clone()?,

@@ -80,8 +80,8 @@ pub(super) struct Sync {
     ranges: Vec<ChunkRange>,
     todo: BTreeSet<Part>,
     redo: BTreeSet<Part>,
-    /// Being copied, and from where.
-    out: BTreeMap<Part, NodeId>,
+    /// Being copied, from where, and under which generation.
+    out: BTreeMap<Part, (NodeId, Generation)>,
     /// Sources with bad sectors that the target lacks: another one must have them.
     bad: BTreeSet<(ChunkIndex, NodeId)>,
     passes: u32,
@@ -393,7 +393,7 @@ impl ControlCore {
                 return;
             };
             if let Some(sync) = &mut self.sync {
-                sync.out.insert(part, source);
+                sync.out.insert(part, (source, map.head.generation));
             }
             let range = (part.sector, part.count);
             let want = Want::Copy { job, part };
@@ -409,8 +409,9 @@ impl ControlCore {
         out: &mut Vec<ControlAction>,
     ) {
         let chunk_sectors = self.map().chunk_sectors();
+        let generation = self.map().head.generation;
         let Some(sync) = &mut self.sync else { return };
-        let Some(source) = sync.out.remove(&part) else {
+        let Some((source, asked)) = sync.out.remove(&part) else {
             return; // of an earlier job
         };
         let (chunk, paced) = (part.chunk, sync.paced);
@@ -455,7 +456,11 @@ impl ControlCore {
             }
             failed => {
                 sync.todo.insert(part);
-                sync.failures += 1;
+                // What a relocation removes elsewhere meanwhile makes new generations: no fault of anybody.
+                let overtaken = matches!(failed, Err(Status::StaleMap)) && asked < generation;
+                if !(paced && overtaken) {
+                    sync.failures += 1;
+                }
                 let (node, give_up) = (sync.node, sync.failures > FAILURES_MAX);
                 if let Err(status) = failed {
                     let text = format!(

@@ -1,0 +1,227 @@
+//! How a job is shown.
+
+use super::args::ProtectArg;
+use crate::context::{Context, Names};
+use crate::error::Result;
+use crate::front;
+use crate::table::fields;
+use crate::units::ByteSize;
+use serde::Serialize;
+use serde_json::{Value, json};
+use ukai_meta::job::{self, Batch, JobProgress, JobRecord, JobState, Next, Wait};
+use ukai_meta::map::VolumeMap;
+use ukai_meta::{VolumeHead, catalog};
+
+/// A job, and how it goes.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct View {
+    #[serde(skip)]
+    pub(crate) job: JobRecord,
+    pub(crate) progress: JobProgress,
+    /// A front works on it.
+    pub(crate) is_attached: bool,
+    /// The progress was told by the front; else it is what the map says.
+    pub(crate) is_told: bool,
+}
+
+/// The volume's job as its front tells, or as far as the map does.
+pub(crate) fn view(context: &Context, map: &VolumeMap, job: JobRecord) -> Result<View> {
+    let told = told(context, &map.head);
+    let is_told = told.is_some();
+    let mut progress = told.unwrap_or_default();
+    // The map is newer than what anybody told.
+    let outlook = job::next(map, &as_running(&job), BATCH, |_| true, false);
+    progress.state = job.state.word().into();
+    progress.total_chunks = outlook.chunks_total;
+    progress.copied_chunks = outlook.chunks_copied;
+    progress.moved_chunks = outlook.chunks_done;
+    if !is_told {
+        progress.limited_by = match (&job.state, &outlook.next) {
+            (JobState::Running, _) if map.head.attach.is_none() => "nobody has it attached".into(),
+            (JobState::Running, Next::Wait(Wait::Node(node))) => {
+                format!("waits for node {}", context.names()?.name(*node))
+            }
+            (JobState::Running, _) => "its front does not say (yet)".into(),
+            (state, _) => state.word().into(),
+        };
+    }
+    Ok(View {
+        is_attached: map.head.attach.is_some(),
+        job,
+        progress,
+        is_told,
+    })
+}
+
+const BATCH: Batch = Batch {
+    chunks_max: 1,
+    changes_max: 16,
+};
+
+/// Counts are of the goals, whatever the state.
+fn as_running(job: &JobRecord) -> JobRecord {
+    JobRecord {
+        state: JobState::Running,
+        ..job.clone()
+    }
+}
+
+/// What the front says, if it runs on this host.
+fn told(context: &Context, head: &VolumeHead) -> Option<JobProgress> {
+    let record = context.front(head).ok()??;
+    let answer = front::ask(&record, &json!({ "cmd": "status" })).ok()?;
+    serde_json::from_value(answer["control"]["job"].clone()).ok()
+}
+
+/// Microseconds for people.
+pub(crate) fn us_text(us: u64) -> String {
+    if us >= 1000 {
+        let text = format!("{}.{:03}", us / 1000, us % 1000);
+        format!("{}ms", text.trim_end_matches('0').trim_end_matches('.'))
+    } else {
+        format!("{us}us")
+    }
+}
+
+/// Seconds for people.
+pub(crate) fn span_text(seconds: u64) -> String {
+    match seconds {
+        0..=99 => format!("{seconds}s"),
+        100..=5999 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+pub(crate) fn rate_text(bytes_per_s: u64) -> String {
+    format!("{}/s", ByteSize(bytes_per_s).about())
+}
+
+impl View {
+    pub(crate) fn percent(&self) -> u64 {
+        self.progress.copied_chunks * 100 / self.progress.total_chunks.max(1)
+    }
+
+    /// One line: `42% 118MiB/s, eta 3m10s, guest p99 1.2ms of 3ms, limited by: guest p99`.
+    pub(crate) fn line(&self) -> String {
+        let progress = &self.progress;
+        let mut parts = vec![format!(
+            "{}/{} chunks, {} copied",
+            progress.copied_chunks,
+            progress.total_chunks,
+            ByteSize(progress.copied_bytes).about()
+        )];
+        if self.is_told && !self.job.state.is_ended() {
+            parts.push(rate_text(progress.rate_bytes_per_s));
+            parts.extend(progress.eta_s.map(|eta| format!("eta {}", span_text(eta))));
+            parts.extend(self.p99_text());
+        }
+        parts.push(match self.job.state {
+            JobState::Running => format!("limited by: {}", progress.limited_by),
+            _ => progress.state.clone(),
+        });
+        parts.join(", ")
+    }
+
+    pub(crate) fn p99_text(&self) -> Option<String> {
+        let progress = &self.progress;
+        let p99 = progress.guest_p99_us.map(us_text);
+        match (p99, progress.budget_us) {
+            (Some(p99), Some(budget)) => Some(format!("guest p99 {p99} of {}", us_text(budget))),
+            (Some(p99), None) => Some(format!("guest p99 {p99}")),
+            (None, _) => None,
+        }
+    }
+
+    /// For `--json`: the record without its many goals.
+    pub(crate) fn json(&self) -> Value {
+        let mut job = serde_json::to_value(&self.job).unwrap_or_default();
+        if let Some(map) = job.as_object_mut() {
+            map.insert("goals".into(), self.job.goals.len().into());
+        }
+        json!({ "job": job, "progress": self.progress, "attached": self.is_attached, "told_by_front": self.is_told })
+    }
+
+    /// For people.
+    pub(crate) fn text(&self, names: &Names) -> String {
+        let (job, progress) = (&self.job, &self.progress);
+        let state = match &job.state {
+            JobState::Failed { why } => format!("failed: {why}"),
+            state => state.word().into(),
+        };
+        let none = || "none".to_owned();
+        let list = |nodes: &[ukai_proto::NodeId]| {
+            let list: Vec<String> = nodes.iter().map(|node| names.name(*node)).collect();
+            if list.is_empty() {
+                "-".into()
+            } else {
+                list.join(",")
+            }
+        };
+        let mut rows = vec![
+            ("volume", job.name.clone()),
+            ("asked", job.asked.clone()),
+            ("state", state),
+            (
+                "chunks",
+                format!(
+                    "{} of {} copied, {} moved",
+                    progress.copied_chunks, progress.total_chunks, progress.moved_chunks
+                ),
+            ),
+            (
+                "rate",
+                job.limits.rate_bytes_per_s.map_or_else(none, rate_text),
+            ),
+            (
+                "protect",
+                job.limits
+                    .protect
+                    .map_or_else(none, |p| ProtectArg(p).to_string()),
+            ),
+        ];
+        if let Some(base) = job.limits.protect.and_then(|p| p.base_us) {
+            rows.push(("base p99", us_text(base)));
+        }
+        if job.limits.detach_old_after_s > 0 {
+            rows.push(("old copies kept", span_text(job.limits.detach_old_after_s)));
+        }
+        if self.is_told {
+            rows.push(("copied", ByteSize(progress.copied_bytes).about()));
+            rows.push(("pace", rate_text(progress.rate_bytes_per_s)));
+            rows.extend(self.p99_text().map(|text| ("guest", text)));
+        }
+        if job.state == JobState::Running {
+            rows.push(("limited by", progress.limited_by.clone()));
+            rows.extend(progress.eta_s.map(|eta| ("eta", span_text(eta))));
+        }
+        for set in job.sets.iter().take(8) {
+            let text = format!("to {}, from {}", list(&set.add), list(&set.remove));
+            rows.push(("goal", text));
+        }
+        fields(&rows)
+    }
+}
+
+/// The job of a volume that may have been deleted meanwhile.
+pub(crate) fn load(context: &Context, name: &str) -> Result<(VolumeMap, JobRecord)> {
+    let map = context.volume(name)?;
+    let (job, _) = catalog::job(&*context.store, map.head.volume)?
+        .ok_or_else(|| catalog::CatalogError::NoJob(name.into()))?;
+    Ok((map, job))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(us_text(999), "999us");
+        assert_eq!(us_text(3000), "3ms");
+        assert_eq!(us_text(1250), "1.25ms");
+        assert_eq!(us_text(100_010), "100.01ms");
+        assert_eq!(span_text(99), "99s");
+        assert_eq!(span_text(190), "3m10s");
+        assert_eq!(span_text(7260), "2h01m");
+    }
+}
