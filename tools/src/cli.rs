@@ -280,6 +280,9 @@ pub(crate) struct Map {
     /// As a picture: hue by site, brightness by heat
     #[arg(long, conflicts_with = "json")]
     pub(crate) picture: bool,
+    /// With --json, also the uses per second of each chunk
+    #[arg(long, requires = "json")]
+    pub(crate) heat: bool,
 }
 
 #[derive(Args, Debug)]

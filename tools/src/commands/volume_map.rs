@@ -5,11 +5,14 @@ use crate::context::{Context, Names};
 use crate::error::Result;
 use crate::picture::{Cell, picture};
 use crate::range::bytes_of;
+use crate::report::told;
 use crate::table::{Align, table};
 use crate::units::ByteSize;
 use serde_json::json;
 use std::io::IsTerminal as _;
+use ukai_meta::map::VolumeMap;
 use ukai_meta::{Replica, ReplicaState};
+use ukai_proto::message::ChunkRange;
 
 /// One row: neighbouring chunks with equal replicas.
 struct Run {
@@ -43,14 +46,19 @@ pub(super) fn map(context: &Context, args: &Map) -> Result<()> {
             }),
         }
     }
+    let heat = if args.picture || args.heat {
+        uses_per_s(context, &names, &map, wanted)?
+    } else {
+        Vec::new()
+    };
     if args.picture {
-        return show_picture(context, &runs, &names);
+        return show_picture(context, &runs, &names, &heat);
     }
     for run in &mut runs {
         run.replicas
             .sort_by_cached_key(|r| (names.site(r.node), names.name(r.node)));
     }
-    let value = json!({
+    let mut value = json!({
         "volume": map.head.name, "id": map.head.volume, "generation": map.head.generation,
         "size_bytes": size, "chunk_bytes": chunk,
         "runs": runs.iter().map(|run| json!({
@@ -61,6 +69,9 @@ pub(super) fn map(context: &Context, args: &Map) -> Result<()> {
             })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     });
+    if args.heat {
+        value["uses_per_s"] = json!(heat);
+    }
     context.output.show(&value, || {
         let rows = runs
             .iter()
@@ -92,8 +103,29 @@ pub(super) fn map(context: &Context, args: &Map) -> Result<()> {
     Ok(())
 }
 
+/// Reads and writes per second of each chunk of the part, as the volume's front told last; zeros where it did not.
+fn uses_per_s(
+    context: &Context,
+    names: &Names,
+    map: &VolumeMap,
+    part: ChunkRange,
+) -> Result<Vec<f64>> {
+    let told = told(context.cluster()?.cluster, names, map);
+    let chunks = told
+        .and_then(|told| told.heat)
+        .map(|heat| heat.chunks)
+        .unwrap_or_default();
+    let all = (part.start.0..part.start.0 + part.count).map(|chunk| {
+        let heat = usize::try_from(chunk)
+            .ok()
+            .and_then(|chunk| chunks.get(chunk));
+        heat.map_or(0.0, |heat| heat.reads_per_s() + heat.writes_per_s())
+    });
+    Ok(all.collect())
+}
+
 /// One cell for each chunk, or for some where there are many.
-fn show_picture(context: &Context, runs: &[Run], names: &Names) -> Result<()> {
+fn show_picture(context: &Context, runs: &[Run], names: &Names, heat: &[f64]) -> Result<()> {
     let in_sync = |run: &Run| {
         let found = run.replicas.iter();
         let mut sites: Vec<String> = found
@@ -114,14 +146,16 @@ fn show_picture(context: &Context, runs: &[Run], names: &Names) -> Result<()> {
     sites.dedup();
     let mut cells = Vec::new();
     for run in runs {
-        let own = in_sync(run).into_iter();
-        let cell = Cell {
-            sites: own
-                .filter_map(|site| sites.binary_search(&site).ok())
-                .collect(),
-            heat: 0.0,
-        };
-        cells.extend(std::iter::repeat_n(cell, run.count as usize));
+        let own: Vec<usize> = in_sync(run)
+            .iter()
+            .filter_map(|site| sites.binary_search(site).ok())
+            .collect();
+        for _ in 0..run.count {
+            cells.push(Cell {
+                sites: own.clone(),
+                heat: heat.get(cells.len()).copied().unwrap_or(0.0),
+            });
+        }
     }
     let coloured = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     print!("{}", picture(cells, &sites, coloured));
