@@ -9,6 +9,7 @@ mod node;
 mod node_forget;
 mod ping;
 mod plan;
+mod plan_json;
 mod plan_score;
 mod relocate;
 mod stats;

@@ -22,9 +22,6 @@ const NEED_EPSILON: f64 = 1e-9;
 const WEIGHT_ROUNDS: usize = 10;
 /// A plan that is so near to the lower bound is good enough: a thousandth.
 const BOUND_NEAR: u64 = 1000;
-/// Steps on each side of the edge that the clean-up tries to swap: their number squared is tried.
-const SWAP_WINDOW: usize = 64;
-
 /// Chunks of one class for which the same was chosen.
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) struct Piece {
@@ -70,17 +67,6 @@ pub(crate) enum Failure {
     Short,
 }
 
-/// More of one choice, less of another.
-#[derive(Clone, Copy, Debug)]
-struct Step {
-    piece: usize,
-    from: usize,
-    to: usize,
-    /// Weighted share per byte.
-    worth: f64,
-    wan: u32,
-}
-
 /// The plan with the fewest bytes.
 pub(crate) fn cover(problem: &Problem) -> Result<Cover<'_>, Failure> {
     let free = problem.nodes.iter().map(|node| node.free_bytes).collect();
@@ -95,7 +81,7 @@ pub(crate) fn cover(problem: &Problem) -> Result<Cover<'_>, Failure> {
     for _ in 0..rounds {
         let mut tried = base.clone();
         let result = tried.reach(&weights);
-        bytes_min = bytes_min.max(unlimited.lower_bound(&weights, &unlimited.steps(&weights)));
+        bytes_min = bytes_min.max(unlimited.lower_bound(&weights));
         if result.is_ok() {
             tried.clean_up();
             let is_near = tried.bytes - bytes_min.min(tried.bytes) <= bytes_min / BOUND_NEAR;
@@ -123,7 +109,9 @@ pub(crate) fn cover(problem: &Problem) -> Result<Cover<'_>, Failure> {
         }
     }
     let mut best = best.ok_or(Failure::Short)?;
-    best.bytes_min = bytes_min.min(best.bytes);
+    // Every plan moves whole chunks; sums of shares are off by a little.
+    let whole = (bytes_min - bytes_min / 1_000_000).next_multiple_of(problem.chunk_bytes);
+    best.bytes_min = whole.min(best.bytes);
     Ok(best)
 }
 
@@ -310,296 +298,6 @@ impl<'a> Cover<'a> {
     pub(crate) fn is_met(&self) -> bool {
         self.need.iter().all(|need| *need <= NEED_EPSILON)
     }
-
-    /// Takes steps until every demand is met, or none is left.
-    pub(crate) fn reach(&mut self, weights: &[f64]) -> Result<(), Failure> {
-        let mut steps = self.steps(weights);
-        while !self.is_met() {
-            if steps.is_empty() {
-                return Err(Failure::Short);
-            }
-            for step in steps {
-                let whole = self.pieces[step.piece].chunks;
-                let room = self.room(self.class(step.piece), step.from, step.to);
-                let chunks = self.needed(&step).min(whole).min(room);
-                if chunks > 0 {
-                    let part = self.split(step.piece, chunks);
-                    self.take(part, step.to);
-                }
-                if self.is_met() {
-                    return Ok(());
-                }
-                if chunks < whole {
-                    // A node is full: what else there is has to be found without it.
-                    self.find_choices();
-                    break;
-                }
-            }
-            steps = self.steps(weights);
-        }
-        Ok(())
-    }
-
-    /// From now on no demand is ever met: steps are taken while any is left.
-    pub(crate) fn want_everything(&mut self) {
-        self.need.fill(f64::INFINITY);
-    }
-
-    /// Takes steps while they fit into `bytes_max` in all.
-    pub(crate) fn reach_bytes(&mut self, weights: &[f64], bytes_max: u64) {
-        loop {
-            let mut refind = false;
-            for step in self.steps(weights) {
-                let class = self.class(step.piece);
-                let copies = self.choices[step.to].copies() - self.choices[step.from].copies();
-                let whole = self.pieces[step.piece].chunks;
-                let fit = (bytes_max - self.bytes)
-                    .checked_div(class.bytes * copies)
-                    .unwrap_or(u64::MAX);
-                let room = self.room(class, step.from, step.to);
-                let chunks = whole.min(fit).min(room);
-                if chunks > 0 {
-                    let part = self.split(step.piece, chunks);
-                    self.take(part, step.to);
-                }
-                if chunks < whole {
-                    refind = room < whole.min(fit);
-                    break;
-                }
-            }
-            if !refind {
-                return;
-            }
-            self.find_choices();
-        }
-    }
-
-    /// Bytes at which the steps, taken in fractions, bring the weighted sum of what is needed.
-    fn lower_bound(&self, weights: &[f64], steps: &[Step]) -> u64 {
-        let mut lacking: f64 = weights
-            .iter()
-            .zip(&self.need)
-            .map(|(weight, need)| weight * need)
-            .sum();
-        let mut bytes = count(self.bytes);
-        for step in steps {
-            let class = self.class(step.piece);
-            let share = self.weighted(class, weights, step.from, step.to);
-            let chunks = (lacking / share).clamp(0.0, count(self.pieces[step.piece].chunks));
-            lacking -= share * chunks;
-            bytes += chunks
-                * count(
-                    class.bytes
-                        * (self.choices[step.to].copies() - self.choices[step.from].copies()),
-                );
-        }
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        // below 2^53, not negative
-        let bytes = bytes as u64;
-        bytes
-    }
-
-    fn weighted(&self, class: &Class, weights: &[f64], from: usize, to: usize) -> f64 {
-        (0..weights.len())
-            .map(|at| weights[at] * self.gain(class, at, from, to))
-            .sum()
-    }
-
-    /// Chunks of this step that meet all demands; all of it if it cannot do that alone.
-    fn needed(&self, step: &Step) -> u64 {
-        let class = self.class(step.piece);
-        let mut chunks = 1u64;
-        for at in 0..self.need.len() {
-            let gain = self.gain(class, at, step.from, step.to);
-            if self.need[at] > NEED_EPSILON {
-                if gain <= 0.0 {
-                    return u64::MAX;
-                }
-                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // saturates
-                let wanted = ((self.need[at] - NEED_EPSILON) / gain).ceil() as u64;
-                chunks = chunks.max(wanted);
-            }
-        }
-        let met = (0..self.need.len()).all(|at| {
-            self.need[at] - self.gain(class, at, step.from, step.to) * count(chunks) <= NEED_EPSILON
-        });
-        if met { chunks } else { u64::MAX }
-    }
-
-    /// Steps up the hulls of all pieces, the best first.
-    fn steps(&self, weights: &[f64]) -> Vec<Step> {
-        let mut out = Vec::new();
-        for (at, piece) in self.pieces.iter().enumerate() {
-            let class = &self.problem.classes[piece.class];
-            if class.movable {
-                self.hull(at, class, weights, &mut out);
-            }
-        }
-        out.sort_by(|a: &Step, b: &Step| {
-            b.worth
-                .total_cmp(&a.worth)
-                .then(a.wan.cmp(&b.wan))
-                .then(a.piece.cmp(&b.piece))
-        });
-        out
-    }
-
-    fn hull(&self, piece: usize, class: &Class, weights: &[f64], out: &mut Vec<Step>) {
-        let mut from = self.pieces[piece].choice;
-        loop {
-            let best = self.open[class.set as usize]
-                .list
-                .iter()
-                .filter(|to| self.choices[**to].copies() >= self.choices[from].copies())
-                .filter_map(|&to| {
-                    let share = self.weighted(class, weights, from, to);
-                    let copies = self.choices[to].copies() - self.choices[from].copies();
-                    let bytes = copies * class.bytes;
-                    let worth = if bytes == 0 {
-                        f64::INFINITY
-                    } else {
-                        share / count(bytes)
-                    };
-                    (share > 0.0).then_some((
-                        worth,
-                        share,
-                        Step {
-                            piece,
-                            from,
-                            to,
-                            worth,
-                            wan: self.choices[to].wan,
-                        },
-                    ))
-                })
-                .max_by(|a, b| {
-                    a.0.total_cmp(&b.0)
-                        .then(a.1.total_cmp(&b.1))
-                        .then(b.2.wan.cmp(&a.2.wan))
-                });
-            let Some((_, _, step)) = best else { return };
-            from = step.to;
-            out.push(step);
-        }
-    }
-
-    /// Gives back what is not needed, and swaps steps at the edge for cheaper ones.
-    fn clean_up(&mut self) {
-        // Each round that changes anything saves a chunk at least; a bound for degenerate cases.
-        for _ in 0..SWAP_WINDOW {
-            if !self.give_back() && !self.swap() {
-                return;
-            }
-        }
-    }
-
-    /// Cheaper choices for a piece, with what one chunk of it saves.
-    fn cheaper(&self, piece: usize) -> Vec<usize> {
-        let class = self.class(piece);
-        let copies = self.choices[self.pieces[piece].choice].copies();
-        let open = &self.open[class.set as usize];
-        let stay = open.may_stay.then_some(class.set as usize);
-        let mut list: Vec<usize> = stay.into_iter().chain(open.list.iter().copied()).collect();
-        list.retain(|to| self.choices[*to].copies() < copies);
-        list
-    }
-
-    fn give_back(&mut self) -> bool {
-        let mut changed = false;
-        for piece in self.edge(true) {
-            for to in self.cheaper(piece) {
-                let (class, from) = (self.class(piece), self.pieces[piece].choice);
-                if self.choices[to].copies() >= self.choices[from].copies() || class.bytes == 0 {
-                    continue;
-                }
-                let mut chunks = self.pieces[piece].chunks.min(self.room(class, from, to));
-                for at in 0..self.need.len() {
-                    let loss = -self.gain(class, at, from, to);
-                    if loss > 0.0 {
-                        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-                        // saturates
-                        let spare = ((NEED_EPSILON - self.need[at]).max(0.0) / loss).floor() as u64;
-                        chunks = chunks.min(spare);
-                    }
-                }
-                if chunks > 0 {
-                    let part = self.split(piece, chunks);
-                    self.take(part, to);
-                    changed = true;
-                    if part == piece {
-                        break;
-                    }
-                }
-            }
-        }
-        changed
-    }
-
-    /// One step given back and a cheaper one taken instead.
-    fn swap(&mut self) -> bool {
-        let (taken, untaken) = (self.edge(true), self.edge(false));
-        for &down in &taken {
-            for to_down in self.cheaper(down) {
-                let from_down = self.pieces[down].choice;
-                let class_down = self.class(down);
-                let saved = class_down.bytes
-                    * (self.choices[from_down].copies() - self.choices[to_down].copies());
-                for &up in untaken.iter().filter(|up| **up != down) {
-                    let class_up = self.class(up);
-                    let from_up = self.pieces[up].choice;
-                    for to_up in self.open[class_up.set as usize].list.clone() {
-                        let (more, less) =
-                            (self.choices[to_up].copies(), self.choices[from_up].copies());
-                        if more <= less || class_up.bytes * (more - less) >= saved {
-                            continue;
-                        }
-                        let holds = (0..self.need.len()).all(|at| {
-                            self.need[at]
-                                - self.gain(class_down, at, from_down, to_down)
-                                - self.gain(class_up, at, from_up, to_up)
-                                <= NEED_EPSILON
-                        });
-                        if !holds || self.room(class_up, from_up, to_up) == 0 {
-                            continue;
-                        }
-                        let part_up = self.split(up, 1);
-                        self.take(part_up, to_up);
-                        // Both may want the last place on a node.
-                        if self.room(class_down, from_down, to_down) == 0 {
-                            self.take(part_up, from_up);
-                            continue;
-                        }
-                        let part_down = self.split(down, 1);
-                        self.take(part_down, to_down);
-                        assert!(self.is_met(), "a swap lost a demand");
-                        return true;
-                    }
-                }
-            }
-        }
-        false
-    }
-
-    /// The pieces nearest to the edge between what moves and what stays: of those that move the coldest, of
-    /// the others the hottest.
-    fn edge(&self, moving: bool) -> Vec<usize> {
-        let heat = |piece: &usize| self.class(*piece).heat();
-        let mut list: Vec<usize> = (0..self.pieces.len())
-            .filter(|at| {
-                self.class(*at).movable
-                    && self.choices[self.pieces[*at].choice].moves_nothing() != moving
-            })
-            .collect();
-        list.sort_by(|a, b| {
-            if moving {
-                heat(a).total_cmp(&heat(b))
-            } else {
-                heat(b).total_cmp(&heat(a))
-            }
-        });
-        list.truncate(SWAP_WINDOW);
-        list
-    }
 }
 
 fn per_chunk(class: &Class, demand: &Demand) -> f64 {
@@ -613,5 +311,7 @@ fn count(number: u64) -> f64 {
     number
 }
 
+mod clean_up;
+mod steps;
 #[cfg(test)]
 mod tests;

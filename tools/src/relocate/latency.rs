@@ -23,18 +23,20 @@ enum Source {
     OtherKind,
     /// `--assume`.
     Assumed,
+    /// `--assume`, and the service of other nodes.
+    AssumedAndService,
 }
 
 impl Source {
-    fn text(self, kind: Kind) -> Option<String> {
-        let kind = kind.name();
+    /// `kind`: "read", "write" or "read or write".
+    fn text(self, kind: &str) -> Option<String> {
         match self {
             Self::Measured => None,
             Self::Parts => Some(format!(
-                "no {kind} was measured: network round trip plus the node's {kind} service time"
+                "no {kind} was measured: network round trip plus the node's own service time"
             )),
             Self::OtherService => Some(format!(
-                "no {kind} was measured: network round trip plus the {kind} service time of other nodes"
+                "no {kind} was measured: network round trip plus the service time of other nodes"
             )),
             Self::NetworkOnly => Some(format!(
                 "no {kind} and no service time was measured: network round trip alone"
@@ -42,9 +44,11 @@ impl Source {
             Self::OtherKind => Some(format!(
                 "no {kind} was measured: taken to be as the other kind"
             )),
-            Self::Assumed => Some(format!(
-                "nothing was measured: {kind}s as told by --assume, plus the service time of other nodes"
-            )),
+            Self::Assumed => Some("nothing was measured: as told by --assume".into()),
+            Self::AssumedAndService => Some(
+                "nothing was measured: as told by --assume, plus the service time of other nodes"
+                    .into(),
+            ),
         }
     }
 }
@@ -92,8 +96,13 @@ pub(crate) fn models(
         }
         out.models.insert(node.node, NodeModel { read, write });
     }
+    // The same said of the same nodes' reads and writes is said once.
+    let mut said: BTreeMap<(Source, Vec<&str>), Vec<&str>> = BTreeMap::new();
     for ((kind, source), names) in notes {
-        if let Some(text) = source.text(kind) {
+        said.entry((source, names)).or_default().push(kind.name());
+    }
+    for ((source, names), kinds) in said {
+        if let Some(text) = source.text(&kinds.join(" or ")) {
             out.assumed.push(format!("{}: {text}", names.join(", ")));
         }
     }
@@ -182,10 +191,10 @@ fn round_trip(
     }
     let network = Distribution::constant(assumed?);
     let service = own_service.as_ref().or(other_service);
-    Some((
-        service.map_or_else(|| network.clone(), |service| network.sum(service)),
-        Source::Assumed,
-    ))
+    Some(match service {
+        Some(service) => (network.sum(service), Source::AssumedAndService),
+        None => (network, Source::Assumed),
+    })
 }
 
 /// What the guest waits beside the nodes, as a constant: the front's own work and the way to the guest.
@@ -281,17 +290,22 @@ mod tests {
         let text = got.assumed.join("\n");
         assert!(
             text.contains(
-                "n3: no read was measured: network round trip plus the node's read service"
+                "n3: no read was measured: network round trip plus the node's own service"
             ),
             "{text}"
         );
-        assert!(text.contains("n2: no read was measured: network round trip plus the read service time of other nodes"), "{text}");
         assert!(
-            text.contains("n5: nothing was measured: reads as told by --assume"),
+            text.contains(
+                "n2: no read was measured: network round trip plus the service time of other nodes"
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("n5: nothing was measured: as told by --assume, plus"),
             "{text}"
         );
         assert!(!text.contains("n1: no read"), "{text}");
-        assert!(text.contains("n1, n2, n3: no write was measured: network round trip plus the write service time of other"), "{text}");
+        assert!(text.contains("n1, n2, n3: no write was measured: network round trip plus the service time of other"), "{text}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! moved for it. The mathematics is in `model`, the search in `plan`; both are pure.
 
 pub(crate) mod args;
+pub(crate) mod breaking;
 mod choice;
 mod cover;
 pub(crate) mod curve;

@@ -25,6 +25,9 @@ pub(crate) struct SiteShare {
     pub(crate) reads: f64,
 }
 
+/// Sites that less than this of the reads come from are not named.
+const SHARE_SHOWN_MIN: f64 = 5e-5;
+
 impl<'a> Outlook<'a> {
     /// The volume as it is.
     pub(crate) fn now(problem: &'a Problem) -> Self {
@@ -131,6 +134,7 @@ impl<'a> Outlook<'a> {
         }
         let mut sites: Vec<SiteShare> = sites
             .into_iter()
+            .filter(|(_, reads)| *reads > SHARE_SHOWN_MIN)
             .map(|(site, reads)| SiteShare {
                 site: site.into(),
                 reads,

@@ -1,28 +1,23 @@
 //! From a problem to a plan: latency now and afterwards, the ranges that are too slow, the moves, and if
 //! there is no plan, why.
 
+use super::breaking::{Breaking, breaking};
 use super::cover::{Cover, cover};
 use super::curve::{Point, curve, default_demands};
 use super::explain::{Impossible, explain};
 use super::goals::{Goals, RANGES_MAX, goals};
-use super::outlook::{Outlook, SiteShare, set_quantile};
-use super::problem::{Demand, Heat, Known, NodeIndex, Problem, Rules};
+use super::outlook::{Outlook, SiteShare};
+use super::problem::{Demand, Known, NodeIndex, Problem, Rules};
 use super::target::{Kind, Target};
 use serde::Serialize;
 use std::collections::HashMap;
 use ukai_meta::job::{GoalSet, Percentiles};
 use ukai_meta::map::VolumeMap;
-use ukai_proto::NodeId;
 use ukai_proto::message::ChunkRange;
 
 /// Of the requests that a target lets be slow, so many may be; the rest is kept for what cannot be known:
 /// exactly on the edge, the measured percentile would miss the target half of the time.
 pub(crate) const MARGIN: f64 = 0.8;
-/// Rows of ranges that are too slow.
-const BREAKING_MAX: usize = 512;
-/// Parts into which the volume is cut to show which of it is too slow.
-const BREAKING_PARTS: u32 = 64;
-
 /// What is asked.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(crate) struct Ask {
@@ -43,19 +38,6 @@ pub(crate) struct TargetFate {
     pub(crate) after_us: f64,
     pub(crate) is_met_now: bool,
     pub(crate) is_met_after: bool,
-}
-
-/// A range whose chunks are slower than a target, by themselves.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub(crate) struct Breaking {
-    pub(crate) first_chunk: u32,
-    pub(crate) chunks: u32,
-    pub(crate) nodes: Vec<NodeId>,
-    pub(crate) kind: Kind,
-    /// Of the volume's requests of this kind.
-    pub(crate) load: f64,
-    /// At the target's percentile.
-    pub(crate) latency_us: f64,
 }
 
 /// Moves that are alike.
@@ -98,7 +80,6 @@ pub(crate) struct Plan {
 /// Makes the plan.
 pub(crate) fn plan(map: &VolumeMap, known: Known<'_>, ask: &Ask) -> Plan {
     let range = ask.range.unwrap_or(map.all());
-    let heat = known.heat;
     let demands = demands(&ask.targets, 1.0);
     let mut problem = Problem::new(map, known, range, ask.rules.clone(), demands.clone());
     let in_use =
@@ -132,7 +113,7 @@ pub(crate) fn plan(map: &VolumeMap, known: Known<'_>, ask: &Ask) -> Plan {
         reads_after: Vec::new(),
         targets: Vec::new(),
         margin,
-        breaking: breaking(&problem, map, heat, ask),
+        breaking: breaking(&problem, map, &ask.targets),
         moves: Vec::new(),
         goals: Goals::default(),
         chunks_moved: 0,
@@ -271,99 +252,6 @@ fn moves(found: &Cover<'_>, goals: &Goals) -> Vec<Move> {
     }
     out.sort_by_key(|one| std::cmp::Reverse(one.bytes));
     out
-}
-
-/// Ranges whose own latency is above a target's limit, the most loaded first.
-fn breaking(problem: &Problem, map: &VolumeMap, heat: Option<&Heat>, ask: &Ask) -> Vec<Breaking> {
-    let part = map.chunk_count().div_ceil(BREAKING_PARTS).max(1);
-    let index: HashMap<NodeId, NodeIndex> = (0..)
-        .zip(&problem.nodes)
-        .map(|(at, node)| (node.id, at))
-        .collect();
-    let mut out: Vec<Breaking> = Vec::new();
-    let mut slow = HashMap::new();
-    for (at, target) in ask.targets.iter().enumerate() {
-        for kind in target.kinds() {
-            let load = Load::new(problem, map, heat, kind);
-            for (run, set) in map.runs() {
-                let in_sync: Vec<NodeIndex> = map
-                    .set(set)
-                    .iter()
-                    .filter(|r| r.state == ukai_meta::ReplicaState::InSync)
-                    .map(|r| index[&r.node])
-                    .collect();
-                let latency_us = *slow.entry((at, kind, set)).or_insert_with(|| {
-                    set_quantile(problem, &in_sync, kind, target.percentile.probability())
-                });
-                #[allow(clippy::cast_precision_loss)] // at most 100 s
-                if latency_us <= target.limit.us as f64 {
-                    continue;
-                }
-                let mut first = run.start.0;
-                let end = first + run.count;
-                while first < end {
-                    let next = ((first / part + 1) * part).min(end);
-                    let nodes = in_sync.iter().map(|node| problem.node(*node).id).collect();
-                    out.push(Breaking {
-                        first_chunk: first,
-                        chunks: next - first,
-                        nodes,
-                        kind,
-                        load: load.of(first..next),
-                        latency_us,
-                    });
-                    first = next;
-                }
-            }
-        }
-    }
-    out.sort_by(|a, b| {
-        b.load
-            .total_cmp(&a.load)
-            .then(a.first_chunk.cmp(&b.first_chunk))
-            .then(a.kind.cmp(&b.kind))
-    });
-    out.dedup_by(|a, b| (a.first_chunk, a.chunks, a.kind) == (b.first_chunk, b.chunks, b.kind));
-    out.truncate(BREAKING_MAX);
-    out
-}
-
-/// Load of ranges of chunks.
-struct Load<'a> {
-    heat: Option<&'a Heat>,
-    kind: usize,
-    total: f64,
-}
-
-impl<'a> Load<'a> {
-    fn new(problem: &Problem, map: &VolumeMap, heat: Option<&'a Heat>, kind: Kind) -> Self {
-        let at = match kind {
-            Kind::Read => 0,
-            Kind::Write => 1,
-        };
-        let mut load = Self {
-            heat: heat.filter(|_| problem.heat_known[at]),
-            kind: at,
-            total: 1.0,
-        };
-        load.total = load.of(0..map.chunk_count());
-        load
-    }
-
-    fn of(&self, chunks: std::ops::Range<u32>) -> f64 {
-        let sum = match self.heat {
-            None => f64::from(chunks.end - chunks.start),
-            Some(heat) => {
-                let end = heat.codes.len().min(chunks.end as usize);
-                let start = end.min(chunks.start as usize);
-                heat.codes[start..end]
-                    .iter()
-                    .map(|codes| heat.rates[usize::from(codes[self.kind])])
-                    .sum()
-            }
-        };
-        sum / self.total
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::super::goals::tests::{heat, id, map, nodes};
+use super::super::problem::Heat;
 use super::super::problem::Node;
 use super::*;
 use std::time::Instant;
@@ -71,7 +72,7 @@ fn a_skewed_load_moves_its_hot_part_only() {
     // One copy stays far: writes are as slow as before.
     assert!((after.write.p50_us / now.write.p50_us - 1.0).abs() < 0.03);
     assert!(!plan.targets[0].is_met_now && plan.targets[0].is_met_after);
-    assert!((plan.breaking.iter().map(|range| range.load).sum::<f64>() - 1.0).abs() < 1e-9);
+    assert!((plan.breaking.iter().map(|range| range.load).sum::<f64>() - 1.0).abs() < 1e-6);
     assert!(plan.curve.len() > 5);
     assert!(
         plan.curve.is_sorted_by(
