@@ -135,6 +135,7 @@ impl World {
         });
         self.started_as(index, next);
         self.control(index, ControlEvent::Start);
+        self.front_learns_of_jobs(index);
         let at = self.queue.now() + FRONT_TICK_NS;
         self.queue.push(at, Event::FrontTick { front: index });
     }

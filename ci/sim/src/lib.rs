@@ -23,7 +23,7 @@
 //! | `seam` | the store as the core sees it, watched |
 //! | `fault` | kinds of faults, and when they come |
 //! | `atlas` | which copies are good, and so what may still be hit: never the last good copy |
-//! | `outage`, `device`, `operator` | how faults are done: of networks and processes, of devices, by people |
+//! | `outage`, `device`, `operator`, `job` | how faults are done: of networks and processes, of devices, by people |
 //! | `full` | nodes and devices without room, and how room is given |
 //! | `version` | processes that speak another version of the protocol |
 //! | `moving` | what an administrator does in several steps |
@@ -39,6 +39,7 @@ mod fault;
 mod front;
 mod full;
 mod guest;
+mod job;
 mod meta;
 mod moving;
 mod net;
@@ -133,18 +134,20 @@ pub enum Failure {
 #[must_use]
 pub fn run_once(seed: u64, options: Options) -> Outcome {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let swarm = swarm::Swarm::draw(&mut rng, &mut later(seed));
-    run_world(rng, swarm, options, &[])
+    let mut swarm = swarm::Swarm::draw(&mut rng, &mut later(seed));
+    let jobs = job::Jobs::draw(seed, &mut swarm);
+    run_world(rng, swarm, jobs, options, &[])
 }
 
 fn run_world(
     rng: ChaCha8Rng,
     swarm: swarm::Swarm,
+    jobs: Option<job::Jobs>,
     options: Options,
     steps: &[(u64, script::Step)],
 ) -> Outcome {
     let run = std::panic::AssertUnwindSafe(|| {
-        let mut world = world::World::new(rng, swarm, options);
+        let mut world = world::World::new(rng, swarm, jobs, options);
         world.schedule_steps(steps);
         world.run()
     });
@@ -191,7 +194,9 @@ pub fn run(seed: u64, options: Options) -> Outcome {
 #[must_use]
 pub fn describe(seed: u64) -> String {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    format!("{:?}", swarm::Swarm::draw(&mut rng, &mut later(seed)))
+    let mut swarm = swarm::Swarm::draw(&mut rng, &mut later(seed));
+    let jobs = job::Jobs::draw(seed, &mut swarm);
+    format!("{swarm:?}, {jobs:?}")
 }
 
 /// Names of all kinds of faults.

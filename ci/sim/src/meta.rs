@@ -61,15 +61,21 @@ impl World {
             }
             MetaRequest::Commit(update) => self.commit(front, *update),
             MetaRequest::JobLoad => match catalog::job(&self.fronts[front].meta, VOLUME) {
-                Ok(job) => MetaOutcome::Job {
-                    job: job.map(Box::new),
-                    unix_s: self.queue.now() / SECOND,
-                },
+                Ok(job) => {
+                    self.job_read(front, job.as_ref().map(|(job, _)| job));
+                    MetaOutcome::Job {
+                        job: job.map(Box::new),
+                        unix_s: self.queue.now() / SECOND,
+                    }
+                }
                 Err(error) => failed(error),
             },
             MetaRequest::JobStore(job, version) => {
                 match catalog::store_job(&self.fronts[front].meta, &job, version) {
-                    Ok(version) => MetaOutcome::JobStored(version),
+                    Ok(version) => {
+                        self.job_ended(front, &job);
+                        MetaOutcome::JobStored(version)
+                    }
                     Err(error) => MetaOutcome::Failed(error),
                 }
             }

@@ -257,6 +257,7 @@ impl World {
             | Event::FrontTick { front: f }
             | Event::MetaAnswer { front: f, .. }
             | Event::MapChanged { front: f }
+            | Event::JobChanged { front: f }
             | Event::GuestNext { front: f, .. } => front(*f),
             _ => 0,
         };

@@ -73,7 +73,7 @@ pub fn run_scenario(scenario: &Scenario, seed: u64, options: Options) -> Outcome
     swarm.lost_watch_in_256 = 0;
     swarm.isolated_refuse = false;
     swarm.reissue = true;
-    run_world(rng, swarm, options, &scenario.steps)
+    run_world(rng, swarm, None, options, &scenario.steps)
 }
 
 impl World {

@@ -127,6 +127,12 @@ marks! {
     Synchronized = "synchronized",
     /// `synchronize` was killed and run again.
     SynchronizeAgain = "synchronize killed and run again",
+    /// A relocation job came to its end.
+    JobFinished = "relocation finished",
+    /// By another front than the one that had begun it.
+    JobResumed = "relocation resumed",
+    /// A relocation job was cancelled.
+    JobCancelled = "relocation cancelled",
     /// A front that was cut off with its host was replaced meanwhile.
     HostReplaced = "front of a cut-off host replaced",
 }

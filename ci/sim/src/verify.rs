@@ -106,6 +106,7 @@ impl World {
             }
         }
         self.moving = None;
+        self.resume_job();
         self.queue.push(now + MS, Event::Scrub);
     }
 
@@ -148,6 +149,9 @@ impl World {
                 "node {node} is still {health:?}: {}",
                 self.front_status(front)
             ));
+        }
+        if let Some(what) = self.unended_job() {
+            return Some(format!("{what}: {}", self.front_status(front)));
         }
         for (range, set) in map.runs() {
             for replica in map.set(set) {

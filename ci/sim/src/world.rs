@@ -4,6 +4,7 @@ use crate::atlas::Damage;
 use crate::fault::FaultKind;
 use crate::front::{Conn, Front};
 use crate::guest::Guest;
+use crate::job::Jobs;
 use crate::meta::MetaRequest;
 use crate::moving::{Move, NextFront};
 use crate::net::{Link, LinkId};
@@ -106,6 +107,10 @@ pub(crate) enum Event {
     },
     /// The watch fires.
     MapChanged { front: FrontIndex },
+    /// The watch on the relocation job fires.
+    JobChanged { front: FrontIndex },
+    /// An administrator does something about relocation jobs.
+    JobStep,
     /// A front process starts on a host.
     FrontStart { host: usize, force: bool },
     /// A front gets a new metadata session after it lost one.
@@ -186,6 +191,8 @@ pub(crate) struct World {
     /// What the next front is.
     pub(crate) next_front: NextFront,
     pub(crate) moving: Option<Move>,
+    /// Of runs with relocation jobs.
+    pub(crate) jobs: Option<Jobs>,
     /// So many transactions will land, but be answered with "unknown".
     pub(crate) answers_lost: u32,
     pub(crate) failure: Option<Failure>,
@@ -194,7 +201,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(rng: ChaCha8Rng, swarm: Swarm, options: Options) -> Self {
+    pub(crate) fn new(rng: ChaCha8Rng, swarm: Swarm, jobs: Option<Jobs>, options: Options) -> Self {
         let meta = MemoryCluster::new();
         let operator = meta.session();
         let guest = Guest::new(&swarm);
@@ -224,6 +231,7 @@ impl World {
             full: BTreeMap::new(),
             next_front: NextFront::default(),
             moving: None,
+            jobs,
             answers_lost: 0,
             failure: None,
             given_up: false,
@@ -238,6 +246,7 @@ impl World {
             },
         );
         world.schedule_faults();
+        world.schedule_jobs();
         world.queue.push(SECOND / 10, Event::Check);
         world
     }
@@ -312,6 +321,8 @@ impl World {
             Event::MetaArrive { front, id, request } => self.meta_arrives(front, id, request),
             Event::MetaAnswer { front, id, outcome } => self.meta_answers(front, id, outcome),
             Event::MapChanged { front } => self.map_changed(front),
+            Event::JobChanged { front } => self.job_told(front),
+            Event::JobStep => self.job_step(),
             Event::FrontStart { host, force } => self.start_front(host, force),
             Event::FrontSession { front } => self.front_session(front),
             Event::MetaCaughtUp { front } => self.fronts[front].meta.catch_up(),
