@@ -259,6 +259,18 @@ pub enum PullMode {
     /// never anything *older*: the write that went bad may not have reached the source yet. For use
     /// while a front writes (read repair, scrub).
     Repair = 3,
+    /// As [`PullMode::Mirror`], and what is bad at the source becomes bad here too: version, checksum and
+    /// whatever is found there in place of the content. For what is bad on every in-sync replica, so that the
+    /// rest of its chunk can lie elsewhere.
+    MirrorBad = 4,
+}
+
+impl PullMode {
+    /// Does the target become equal to the source?
+    #[must_use]
+    pub fn is_mirror(self) -> bool {
+        matches!(self, Self::Mirror | Self::MirrorBad)
+    }
 }
 
 /// Order to a node: fetch the header's range of the chunk (whole chunk allowed: no payload is
@@ -333,6 +345,7 @@ impl Pull {
             1 => PullMode::Newer,
             2 => PullMode::Mirror,
             3 => PullMode::Repair,
+            4 => PullMode::MirrorBad,
             _ => return Err(error),
         };
         let count = usize::from(raw.address_count);

@@ -128,6 +128,14 @@ pub enum PutRule {
     Repair,
     /// The held version is at or below the ceiling and differs.
     Mirror(Version),
+    /// The same, and a copy that is bad makes this one bad.
+    MirrorBad(Version),
+}
+
+impl PutRule {
+    pub(super) fn is_mirror(self) -> bool {
+        matches!(self, Self::Mirror(_) | Self::MirrorBad(_))
+    }
 }
 
 /// Payload of a read reply.

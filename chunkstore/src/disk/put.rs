@@ -12,16 +12,20 @@ use ukai_proto::limits::SECTOR_BYTES;
 use ukai_proto::message::SectorState;
 use ukai_proto::{Buffer, Status, Version};
 
-/// Does a copied sector replace what is held? A bad copy never does.
+/// Does a copied sector replace what is held? A bad copy does only by [`PutRule::MirrorBad`].
 fn admits(rule: PutRule, copy: &SectorState, held: &SectorState) -> bool {
     // The same with its record ends all doubt.
     let adopted = |state: &SectorState| state.flags & SectorState::ADOPTED != 0;
     let same = held.same(copy) && (!adopted(held) || adopted(copy));
-    if copy.flags & SectorState::BAD != 0 || same {
+    if copy.flags & SectorState::BAD != 0 {
+        return matches!(rule, PutRule::MirrorBad(ceiling)
+            if held.version <= ceiling && held.version != copy.version);
+    }
+    if same {
         return false;
     }
     match rule {
-        PutRule::Mirror(ceiling) => held.version <= ceiling,
+        PutRule::Mirror(ceiling) | PutRule::MirrorBad(ceiling) => held.version <= ceiling,
         PutRule::Repair => {
             let weak = held.flags & SectorState::BAD != 0
                 || (held.flags & SectorState::ADOPTED != 0
@@ -131,7 +135,7 @@ impl<B: Buffer> Store<B> {
                 // Zeros over what reads as zeros already. Nothing older is in flight that the versions
                 // would have to hold off (what is below the ceiling has ended everywhere); they are only
                 // worth a hole, because its generation tells a replica that comes back of the discard.
-                Ok(false) if matches!((rule, &target), (PutRule::Mirror(_), Target::None(_))) => {
+                Ok(false) if rule.is_mirror() && matches!(target, Target::None(_)) => {
                     return self.nothing_to_do(key, op, false);
                 }
                 Ok(false) => {}

@@ -255,8 +255,9 @@ impl World {
                 if self.absurd {
                     sectors_copied = u32::MAX;
                 }
-                let source = Pull::decode(aux).unwrap().source;
-                let bad = self.bad.contains(&(source, header.chunk));
+                let pull = Pull::decode(aux).unwrap();
+                let bad = self.bad.contains(&(pull.source, header.chunk))
+                    && pull.mode != PullMode::MirrorBad;
                 Pulled {
                     sectors_compared: 1024,
                     sectors_copied,
@@ -928,6 +929,37 @@ fn a_chunk_that_is_bad_at_one_source_is_copied_from_another_and_repaired() {
         (*peer, *pulled, pull.mode, pull.source) == (PEER_A, chunk, PullMode::Repair, B)
     };
     assert!(world.pulls.iter().any(repaired));
+}
+
+#[test]
+fn what_stays_bad_on_every_replica_is_taken_over_as_bad_only_when_all_of_them_are_there() {
+    let mut world = World::serving();
+    world.up.insert(PEER_C);
+    let chunk = ChunkIndex(2);
+    world.written.insert(PEER_A, vec![chunk]);
+    world.bad = [(A, chunk), (B, chunk)].into();
+    world.map = committed(transition::add_location(&world.map, ALL, C).unwrap());
+    world.event(ControlEvent::MapChanged);
+    let taken = |world: &World| {
+        let is_taken = |(_, of, pull): &&(PeerIndex, ChunkIndex, Pull)| {
+            *of == chunk && pull.mode == PullMode::MirrorBad
+        };
+        world.pulls.iter().filter(is_taken).count()
+    };
+    world.pass(Duration::from_secs(2));
+    assert_eq!(taken(&world), 0, "repairs come first");
+    // One that is away may have it whole.
+    world.lose(PEER_B);
+    for _ in 0..3 {
+        world.pass(Duration::from_millis(100));
+    }
+    assert_eq!(taken(&world), 0);
+    world.restore(PEER_B, 1);
+    for _ in 0..10 {
+        world.pass(Duration::from_secs(2));
+    }
+    assert!(taken(&world) > 0);
+    assert_eq!(world.state(C), Some(ReplicaState::InSync));
 }
 
 /// What the source got after the ceiling is not copied: it must have reached the target by itself before

@@ -1,6 +1,6 @@
 //! What comes back to an order: states, pieces, stored sectors.
 
-use super::decide::{Piece, cut};
+use super::decide::{Piece, cut, takes_bad};
 use super::{Asked, Copies, CopyAction, OrderId, PieceId, Window, put};
 use crate::core::event::PeerId;
 use ukai_proto::crc::crc32c;
@@ -148,15 +148,17 @@ impl<B: Buffer> Copies<B> {
             self.finish(id, Err(Status::PeerFailed), out);
             return;
         }
-        if states.iter().any(|s| s.flags & SectorState::BAD != 0) {
+        let mode = order.pull.mode;
+        let is_lost = |s: &SectorState| s.flags & SectorState::BAD != 0 && !takes_bad(mode, s);
+        if states.iter().any(is_lost) {
             // Found bad only when it was read. Fetch what lies around it anew.
             let (piece, mut at) = (piece.clone(), piece.sector.0);
             order.in_flight.remove(&piece_id);
             self.pieces_in_flight -= 1;
-            for run in states.chunk_by(|a, b| (a.flags ^ b.flags) & SectorState::BAD == 0) {
+            for run in states.chunk_by(|a, b| is_lost(a) == is_lost(b)) {
                 #[allow(clippy::cast_possible_truncation)] // a part of piece.count
                 let count = run.len() as u16;
-                if run[0].flags & SectorState::BAD != 0 {
+                if is_lost(&run[0]) {
                     order.result.sectors_bad += u32::from(count);
                 } else {
                     order.todo.push_back(Piece {

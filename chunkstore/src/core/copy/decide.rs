@@ -19,6 +19,11 @@ fn has(state: &SectorState, flag: u16) -> bool {
     state.flags & flag != 0
 }
 
+/// Is a bad sector of the source to be bad here too? What is only doubted may turn out to be good.
+pub(super) fn takes_bad(mode: PullMode, source: &SectorState) -> bool {
+    mode == PullMode::MirrorBad && !has(source, SectorState::DOUBTED)
+}
+
 /// Compare what is held here with what the source has. The store judges again when it applies the
 /// copy ([`crate::disk::api::PutRule`]); this only decides what is worth fetching.
 pub(super) fn judge(
@@ -30,7 +35,16 @@ pub(super) fn judge(
     let held_bad = has(held, SectorState::BAD);
     if has(source, SectorState::BAD) {
         // A mirror that differs from a bad original is not proven equal to anything.
-        let differs = mode == PullMode::Mirror && held.version != source.version;
+        let same_version = held.version == source.version;
+        let differs = mode.is_mirror() && !same_version;
+        if takes_bad(mode, source) {
+            let in_reach = source.version <= ceiling && held.version <= ceiling;
+            return match (differs && in_reach, held_bad && !same_version) {
+                (true, _) => Verdict::Take,
+                (false, true) => Verdict::Bad,
+                (false, false) => Verdict::Keep,
+            };
+        }
         return if held_bad || differs {
             Verdict::Bad
         } else {
@@ -69,10 +83,10 @@ pub(super) fn judge(
             }
         }
         // Written since the join began: on its way to this node too, which must answer it.
-        PullMode::Mirror if source.version > ceiling => Verdict::Keep,
-        PullMode::Mirror if held.version <= ceiling => Verdict::Take,
-        PullMode::Mirror if held_bad => Verdict::Bad,
-        PullMode::Mirror => Verdict::Keep,
+        PullMode::Mirror | PullMode::MirrorBad if source.version > ceiling => Verdict::Keep,
+        PullMode::Mirror | PullMode::MirrorBad if held.version <= ceiling => Verdict::Take,
+        PullMode::Mirror | PullMode::MirrorBad if held_bad => Verdict::Bad,
+        PullMode::Mirror | PullMode::MirrorBad => Verdict::Keep,
     }
 }
 
@@ -197,6 +211,23 @@ mod tests {
         assert_eq!(judge(&state(2, 2, 0), &bad), Verdict::Keep);
     }
 
+    #[test]
+    fn what_is_bad_everywhere_is_taken_as_bad_if_that_is_asked_for() {
+        let ceiling = Version::new(Token(1), Seq(5));
+        let judge = |a: &_, b: &_| judge(a, b, PullMode::MirrorBad, ceiling);
+        let bad = state(2, 2, SectorState::BAD);
+        assert_eq!(judge(&SectorState::UNWRITTEN, &bad), Verdict::Take);
+        assert_eq!(judge(&state(3, 3, 0), &bad), Verdict::Take);
+        assert_eq!(judge(&bad, &bad), Verdict::Keep, "equal now");
+        assert_eq!(judge(&state(2, 2, 0), &bad), Verdict::Keep, "better here");
+        assert_eq!(judge(&state(6, 2, 0), &bad), Verdict::Keep, "written since");
+        let late = state(6, 2, SectorState::BAD);
+        assert_eq!(judge(&state(1, 1, 0), &late), Verdict::Keep, "on its way");
+        let doubted = state(2, 2, SectorState::BAD | SectorState::DOUBTED);
+        assert_eq!(judge(&SectorState::UNWRITTEN, &doubted), Verdict::Bad);
+        assert_eq!(judge(&state(1, 1, 0), &state(2, 2, 0)), Verdict::Take);
+    }
+
     fn any_state() -> impl Strategy<Value = SectorState> {
         (0u64..3, 0u32..3, prop::sample::select(vec![0u16, 1, 2, 4]))
             .prop_map(|(seq, crc, flags)| state(seq, crc, flags))
@@ -216,7 +247,9 @@ mod tests {
         fn pieces_cover_exactly_what_is_taken(
             first in 0u16..600,
             pairs in prop::collection::vec((any_state(), any_state()), 1..600),
-            mode in prop::sample::select(vec![PullMode::Newer, PullMode::Mirror, PullMode::Repair]),
+            mode in prop::sample::select(vec![
+                PullMode::Newer, PullMode::Mirror, PullMode::Repair, PullMode::MirrorBad,
+            ]),
         ) {
             let ceiling = Version::new(Token(1), Seq(1));
             let (held, source): (Vec<_>, Vec<_>) = pairs.iter().copied().unzip();

@@ -377,6 +377,7 @@ fn put<B>(
             PullMode::Newer => PutRule::Newer,
             PullMode::Repair => PutRule::Repair,
             PullMode::Mirror => PutRule::Mirror(order.pull.ceiling),
+            PullMode::MirrorBad => PutRule::MirrorBad(order.pull.ceiling),
         },
     }
 }

@@ -132,6 +132,34 @@ fn bad_sectors_are_not_copied_but_counted_and_their_neighbours_are_copied() {
 }
 
 #[test]
+fn what_is_bad_at_the_source_becomes_bad_here_if_that_is_asked_for() {
+    let mut pair = fenced();
+    for sector in 0..10 {
+        pair.source.core.store.plant(sector, 1, 2, 1, 0);
+    }
+    pair.source.core.store.plant(4, 1, 2, 1, SectorState::BAD);
+    let doubted = SectorState::ADOPTED | SectorState::BAD | SectorState::DOUBTED;
+    pair.source.core.store.plant(7, 1, 2, 1, doubted);
+    let (status, pulled) = pull(&mut pair, PullMode::MirrorBad, 10);
+    assert_eq!(status, Status::Ok);
+    assert_eq!((pulled.sectors_copied, pulled.sectors_bad), (9, 1));
+    assert_eq!(
+        pair.target.core.store.state(4),
+        pair.source.core.store.state(4)
+    );
+    assert_eq!(
+        pair.target.core.store.state(7),
+        SectorState::UNWRITTEN,
+        "what is only doubted may turn out to be good"
+    );
+    pair.source.core.store.plant(7, 1, 2, 1, 0);
+    let (_, pulled) = pull(&mut pair, PullMode::MirrorBad, 10);
+    assert_eq!((pulled.sectors_copied, pulled.sectors_bad), (1, 0));
+    let (_, pulled) = pull(&mut pair, PullMode::MirrorBad, 10);
+    assert_eq!((pulled.sectors_copied, pulled.sectors_bad), (0, 0), "equal");
+}
+
+#[test]
 fn a_sector_found_bad_while_reading_is_read_around() {
     let mut pair = fenced();
     for sector in 0..10 {

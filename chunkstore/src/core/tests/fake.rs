@@ -153,7 +153,9 @@ impl FakeStore {
                 }
                 assert_eq!(states.len(), usize::from(range.count));
                 for (at, (key, new)) in Self::keys(&range).zip(&states).enumerate() {
-                    assert_eq!(new.flags & SectorState::BAD, 0, "a bad sector was put");
+                    let may_be_bad = matches!(admit, PutRule::MirrorBad(_));
+                    let is_bad = new.flags & SectorState::BAD != 0;
+                    assert!(may_be_bad || !is_bad, "a bad sector was put");
                     let held = self.sectors.get(&key).map(|(state, _)| *state);
                     let held = held.unwrap_or(SectorState::UNWRITTEN);
                     let bad = held.flags & SectorState::BAD != 0;
@@ -168,7 +170,12 @@ impl FakeStore {
                             new.version > held.version
                                 || ((bad || adopted) && new.version == held.version)
                         }
-                        PutRule::Mirror(ceiling) => held.version <= ceiling && !held.same(new),
+                        PutRule::MirrorBad(ceiling) if new.flags & SectorState::BAD != 0 => {
+                            held.version <= ceiling && held.version != new.version
+                        }
+                        PutRule::Mirror(ceiling) | PutRule::MirrorBad(ceiling) => {
+                            held.version <= ceiling && !held.same(new)
+                        }
                     };
                     if wins {
                         let bytes = match &data {

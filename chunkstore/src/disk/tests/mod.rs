@@ -13,5 +13,6 @@ mod rig;
 mod rules;
 mod since;
 mod superblocks;
+mod taken_bad;
 mod twin;
 mod verify;

@@ -165,6 +165,8 @@ pub struct ControlCore {
     sync_retry_at: BTreeMap<NodeId, Now>,
     repairs: VecDeque<(NodeId, ChunkIndex, SectorInChunk)>,
     repairs_out: usize,
+    /// Times that copies of a chunk found bad sectors on every in-sync replica.
+    bad_everywhere: BTreeMap<ChunkIndex, u32>,
     preference: Vec<NodeId>,
     preference_at: Now,
     lease_at: Now,
@@ -215,6 +217,7 @@ impl ControlCore {
             sync_retry_at: BTreeMap::new(),
             repairs: VecDeque::new(),
             repairs_out: 0,
+            bad_everywhere: BTreeMap::new(),
             preference: Vec::new(),
             preference_at: Now(0),
             lease_at: Now(0),

@@ -26,6 +26,12 @@ const PACED_WINDOW: usize = 8;
 const PROMOTED_MAX: usize = 128;
 /// Failed copies of one job before it pauses.
 const FAILURES_MAX: u32 = 16;
+/// Jobs that found a chunk with bad sectors on every in-sync replica, a pause and repairs between them, before
+/// the next one takes these sectors over as bad: the rest of the chunk shall not stay where it is because of
+/// them.
+const BAD_TRIES: u32 = 4;
+/// Chunks of which that is remembered.
+const BAD_CHUNKS_MAX: usize = 1024;
 /// Passes before a job that never finds equality pauses: something is wrong with the replica.
 const PASSES_MAX: u32 = 8;
 
@@ -368,7 +374,35 @@ impl ControlCore {
                 .in_sync(chunk)
                 .filter(|source| !doubtful.contains(source) && !bad.contains(&(chunk, *source)))
                 .min_by_key(|source| preference.iter().position(|n| n == source));
-            let (job, how) = (sync.job, (PullMode::Mirror, sync.ceiling));
+            let (job, mut how) = (sync.job, (PullMode::Mirror, sync.ceiling));
+            let (source, is_bad) = match source {
+                Some(source) => (Some(source), false),
+                None => {
+                    let mut replicas = map.in_sync(chunk);
+                    let all_bad =
+                        replicas.all(|n| !doubtful.contains(&n) && bad.contains(&(chunk, n)));
+                    let first = map.in_sync(chunk).next();
+                    (first.filter(|_| all_bad), all_bad)
+                }
+            };
+            if is_bad {
+                // Repairs were ordered when it was found; if they could do nothing, it is lost.
+                let tries = self.bad_everywhere.entry(chunk).or_default();
+                *tries += 1;
+                if *tries < BAD_TRIES {
+                    if self.bad_everywhere.len() > BAD_CHUNKS_MAX {
+                        self.bad_everywhere.pop_first();
+                    }
+                    self.sync_failed(now, out);
+                    return;
+                }
+                how.0 = PullMode::MirrorBad;
+                let text = format!(
+                    "chunk {chunk}: what is bad on every in-sync replica is taken over as bad; scrub names the sectors"
+                );
+                self.note(text, out);
+            }
+            let Some(sync) = &mut self.sync else { return };
             if sync.paced {
                 let first = part.count.min(self.relocation.piece_sectors());
                 let rest = Part {
