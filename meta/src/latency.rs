@@ -25,7 +25,14 @@ pub struct LatencyPoints {
     /// Samples that it was made from; at least 1.
     pub count: u64,
     /// Microseconds at each of [`QUANTILES`]: the least, ..., the median, ..., the greatest.
+    #[serde(serialize_with = "tenths")]
     pub us: [f32; 19],
+}
+
+/// A tenth of a microsecond is told, whatever the serializer makes of single precision.
+fn tenths<S: serde::Serializer>(us: &[f32; 19], serializer: S) -> Result<S::Ok, S::Error> {
+    us.map(|us| (f64::from(us) * 10.0).round() / 10.0)
+        .serialize(serializer)
 }
 
 /// As it may be found in damaged or foreign JSON.
@@ -91,6 +98,53 @@ impl LatencyPoints {
         let (from, to) = (f64::from(self.us[above - 1]), f64::from(self.us[above]));
         // Kept between them also when the last bit is rounded, so that it ascends everywhere.
         (from + (to - from) * (probability - low) / (high - low)).clamp(from, to)
+    }
+}
+
+impl LatencyPoints {
+    /// The distribution of samples that came from several, each as often as it counts; `None` if there
+    /// are none.
+    #[must_use]
+    pub fn mixture(parts: &[Self]) -> Option<Self> {
+        let total = parts.iter().map(|part| part.count).sum::<u64>();
+        let last = QUANTILES.len() - 1;
+        let least = parts.iter().map(|p| p.us[0]).fold(f32::MAX, f32::min);
+        let greatest = parts.iter().map(|p| p.us[last]).fold(0.0, f32::max);
+        #[allow(clippy::cast_precision_loss)] // shares
+        let below = |us: f64| -> f64 {
+            let shares = parts.iter().map(|p| p.share_below(us) * p.count as f64);
+            shares.sum::<f64>() / total as f64
+        };
+        Self::from_quantiles(total, |probability| {
+            if probability >= 1.0 {
+                return greatest.into();
+            }
+            // The share below grows with the latency: halve the span until it is closed.
+            let (mut low, mut high) = (f64::from(least), f64::from(greatest));
+            for _ in 0..60 {
+                let middle = f64::midpoint(low, high);
+                if below(middle) < probability {
+                    low = middle;
+                } else {
+                    high = middle;
+                }
+            }
+            high
+        })
+    }
+
+    /// Share of the samples at or below a latency.
+    fn share_below(&self, us: f64) -> f64 {
+        let above = self.us.partition_point(|at| f64::from(*at) <= us);
+        let Some(high) = self.us.get(above) else {
+            return 1.0;
+        };
+        let Some(index) = above.checked_sub(1) else {
+            return 0.0;
+        };
+        let (from, to) = (f64::from(self.us[index]), f64::from(*high));
+        let (low, high) = (QUANTILES[index], QUANTILES[above]);
+        low + (high - low) * (us - from) / (to - from)
     }
 }
 
@@ -189,6 +243,24 @@ mod tests {
         assert_eq!(points.quantile(-1.0), points.quantile(0.0));
         assert_eq!(points.quantile(2.0), points.quantile(1.0));
         assert_eq!(LatencyPoints::from_quantiles(0, |_| 1.0), None);
+    }
+
+    #[test]
+    fn a_mixture_lies_between_its_parts_by_their_weight() {
+        let flat = |count, us| LatencyPoints::from_quantiles(count, |_| us).expect("samples");
+        assert_eq!(LatencyPoints::mixture(&[]), None);
+        assert_eq!(
+            LatencyPoints::mixture(&[ramp()]).map(|m| m.us),
+            Some(ramp().us)
+        );
+        let mixed = LatencyPoints::mixture(&[flat(900, 100.0), flat(100, 5000.0)]).expect("some");
+        assert_eq!(mixed.count, 1000);
+        assert!((mixed.quantile(0.5) - 100.0).abs() < 1.0, "{mixed:?}");
+        assert!((mixed.quantile(0.95) - 5000.0).abs() < 1.0, "{mixed:?}");
+        let both = LatencyPoints::mixture(&[ramp(), ramp()]).expect("some");
+        for (one, other) in both.us.iter().zip(ramp().us) {
+            assert!((one - other).abs() < 0.2, "{both:?}");
+        }
     }
 
     #[test]

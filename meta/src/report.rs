@@ -1,6 +1,7 @@
 //! Reports that fronts and nodes tell of themselves, kept in the memory of nodes (`PUT_REPORT`,
 //! `GET_REPORT`; `docs/protocol.md`), as JSON.
 
+use crate::job::JobProgress;
 use crate::latency::{LatencyPoints, NodeLatency};
 use serde::{Deserialize, Serialize};
 use ukai_proto::Token;
@@ -42,6 +43,9 @@ pub struct FrontReport {
     pub guest: GuestReports,
     /// What it knows of the nodes, those it reads from first.
     pub nodes: Vec<NodeLatency>,
+    /// How far the relocation job is that it works on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<JobProgress>,
 }
 
 impl FrontReport {
@@ -117,6 +121,7 @@ mod tests {
                 flush: GuestReport::default(),
             },
             nodes: (0..nodes).map(node).collect(),
+            job: None,
         }
     }
 

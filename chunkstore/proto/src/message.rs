@@ -126,6 +126,13 @@ pub fn read_crc_table(
     Ok((prefix.get(), crcs.iter().map(|crc| crc.get())))
 }
 
+/// The prefix of a READ reply alone: the node's service time in nanoseconds.
+#[must_use]
+pub fn read_service_ns(aux: &[u8]) -> Option<u64> {
+    let (prefix, _) = U64::ref_from_prefix(aux).ok()?;
+    Some(prefix.get())
+}
+
 /// READ reply of several sectors, after its checksum table: the sequence number of each, for those that
 /// the request's token wrote (0 for the others).
 pub fn append_seqs(aux: &mut Vec<u8>, seqs: impl Iterator<Item = Seq>) {

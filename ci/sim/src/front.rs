@@ -103,6 +103,7 @@ impl World {
         };
         let mut config = ControlConfig::new(VOLUME, attach);
         config.force = force;
+        config.reports = self.swarm.reports;
         let seq = Arc::new(SharedSeq::default());
         let meta = self.meta.session();
         meta.set_unavailable(self.meta_down);

@@ -50,6 +50,8 @@ pub(crate) struct Swarm {
     /// Slots of each shard of nodes that are too small for the volume; by node, then for those that come in place of
     /// wiped ones there is room.
     pub(crate) small: Vec<Option<u64>>,
+    /// Fronts tell nodes of heat.
+    pub(crate) reports: bool,
 }
 
 fn percent(rng: &mut impl Rng, chance: u32) -> bool {
@@ -58,6 +60,8 @@ fn percent(rng: &mut impl Rng, chance: u32) -> bool {
 
 /// Seeds with faults of the kinds that came later.
 const LATER_PERCENT: u32 = 25;
+/// Of these, seeds whose fronts tell nodes of heat.
+const REPORTS_PERCENT: u32 = 40;
 /// Of these, seeds with nodes that are too small.
 const SMALL_PERCENT: u32 = 30;
 
@@ -95,6 +99,7 @@ impl Swarm {
                 .map(|_| percent(later, 60).then(|| later.random_range(1..=whole)))
                 .collect();
         }
+        swarm.reports = percent(later, REPORTS_PERCENT);
         swarm
     }
 
@@ -145,6 +150,7 @@ impl Swarm {
             lost_watch_in_256: if percent(rng, 30) { 96 } else { 0 },
             isolated_refuse: percent(rng, 30),
             small: Vec::new(),
+            reports: false,
         }
     }
 

@@ -317,6 +317,8 @@ pub enum ControlEvent {
     Lane(LaneId, LaneReport),
     /// What a lane measured lately.
     Window(LaneId, Box<LaneWindow>),
+    /// A report for the nodes, of kind `FRONT`; more than a report may have is dropped.
+    Publish(Vec<u8>),
     /// The volume's head may have changed.
     MapChanged,
     /// The volume's relocation job may have changed.

@@ -1,6 +1,7 @@
 //! One configuration as lanes use it: the map, compiled for the hot path.
 
 use super::api::{Now, Peer, PeerIndex};
+use super::heat::HeatTable;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -99,6 +100,8 @@ pub struct LaneConfig {
     /// Nodes that failed requests and that control cannot do without: those requests end with the error.
     /// What others failed waits, until control has recorded them stale.
     pub helpless: BTreeSet<NodeId>,
+    /// Where lanes count the use of chunks.
+    pub heat: Arc<HeatTable>,
     sets: BTreeMap<u16, CompiledSet>,
 }
 
@@ -163,6 +166,7 @@ impl LaneConfig {
             nodes,
             unreconciled: BTreeSet::new(),
             helpless: BTreeSet::new(),
+            heat: Arc::default(),
             sets,
             map,
         }

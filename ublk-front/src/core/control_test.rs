@@ -11,7 +11,7 @@ use std::time::Duration;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::transition;
 use ukai_meta::{CommitError, JobRecord, KvVersion, MetaError, NodeHealth, ReplicaState};
-use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, chunk_list};
+use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, Report, chunk_list};
 use ukai_proto::{ChunkIndex, Frame, Generation, Header, NodeId, Opcode, Status};
 
 /// What the fakes hold and have seen.
@@ -39,6 +39,8 @@ pub(super) struct World {
     /// Copies tell numbers that no chunk has.
     pub(super) absurd: bool,
     pub(super) meta_down: bool,
+    /// What nodes know of the heat's first page.
+    pub(super) heat: Option<Vec<u8>>,
     /// The next transaction lands, but nobody is told.
     outcome_lost: bool,
     /// The volume's records are gone.
@@ -79,6 +81,7 @@ impl World {
             unanswered: BTreeMap::new(),
             absurd: false,
             meta_down: false,
+            heat: None,
             outcome_lost: false,
             deleted: false,
             whole: false,
@@ -236,6 +239,13 @@ impl World {
                 self.pulls
                     .push((peer, header.chunk, Pull::decode(aux).unwrap()));
                 return None;
+            }
+            Opcode::GetReport => {
+                let asked = Report::decode(aux).unwrap();
+                let Some(body) = self.heat.clone().filter(|_| asked.page == 0) else {
+                    return Some(Frame::bare(header.reply(Status::NotFound)));
+                };
+                Report { body, ..asked }.encode()
             }
             // Hung: connected, and silent.
             Opcode::Settled if self.hung.contains(&peer) => return None,
@@ -1047,4 +1057,107 @@ fn windows_of_all_lanes_are_one_latency() {
         .expect("samples");
     assert_eq!(samples, 2);
     assert!((900..910).contains(&p99.as_micros()), "{p99:?}");
+}
+
+/// The heat that lanes were given with the latest installation.
+fn heat_of(world: &World) -> Arc<super::heat::HeatTable> {
+    let installed = world.orders.iter().rev().find_map(|order| match order {
+        LaneOrder::Install { config, .. } => Some(Arc::clone(&config.heat)),
+        _ => None,
+    });
+    installed.unwrap()
+}
+
+#[test]
+fn heat_is_told_to_all_nodes_when_it_changed() {
+    let mut world = World::serving();
+    for _ in 0..8 {
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(world.count(Opcode::PutReport), 0, "nothing was used");
+    let heat = heat_of(&world);
+    assert_eq!(heat.chunk_count(), 16);
+    heat.write(ChunkIndex(3), 256);
+    world.pass(Duration::from_secs(6));
+    assert_eq!(world.count(Opcode::PutReport), 2);
+    let to: BTreeSet<PeerIndex> = world
+        .seen
+        .iter()
+        .filter(|(_, opcode, _)| *opcode == Opcode::PutReport)
+        .map(|(peer, ..)| *peer)
+        .collect();
+    assert_eq!(to, [PEER_A, PEER_B].into());
+    // It only fades: once its age says little more, it is told again when a level has changed.
+    for _ in 0..300 {
+        world.pass(Duration::from_secs(6));
+    }
+    world.seen.clear();
+    for _ in 0..40 {
+        world.pass(Duration::from_secs(6));
+    }
+    let fading = world.count(Opcode::PutReport);
+    assert!((2..=24).contains(&fading), "{fading}");
+    // A node that comes back has lost its memory, perhaps.
+    world.lose(PEER_B);
+    world.restore(PEER_B, 2);
+    world.seen.clear();
+    world.pass(Duration::from_secs(6));
+    assert_eq!(world.count(Opcode::PutReport), 2);
+}
+
+#[test]
+fn what_the_shell_tells_goes_to_all_nodes_until_they_hang() {
+    let mut world = World::serving();
+    world.event(ControlEvent::Publish(b"{}".to_vec()));
+    assert_eq!(world.count(Opcode::PutReport), 2);
+    world.event(ControlEvent::Publish(vec![0; 61 << 10]));
+    assert_eq!(world.count(Opcode::PutReport), 2, "too long");
+    world.silent = Some(PEER_B);
+    world.seen.clear();
+    for _ in 0..20 {
+        world.event(ControlEvent::Publish(b"{}".to_vec()));
+    }
+    assert_eq!(world.count(Opcode::PutReport), 20 + 4);
+}
+
+#[test]
+fn a_front_asks_what_earlier_ones_knew_of_the_heat() {
+    let mut world = World::new(fresh());
+    let mut chunks = vec![ukai_proto::heat::ChunkHeat::default(); 16];
+    chunks[5] = ukai_proto::heat::ChunkHeat::from_rates(100.0, 0.0, 409_600.0);
+    let page = ukai_proto::heat::HeatPage {
+        age_s: 3000,
+        half_life_s: 600,
+        chunks,
+    };
+    world.heat = Some(page.encode());
+    world.event(ControlEvent::Start);
+    world.pass(Duration::from_millis(50));
+    assert_eq!(world.count(Opcode::GetReport), 1);
+    world.event(ControlEvent::LaneAdded(LaneId(0)));
+    let told = heat_of(&world).page(0, Duration::from_secs(3000));
+    assert!(
+        (told.chunks[5].reads_per_s() / 100.0 - 1.0).abs() < 0.15,
+        "{:?}",
+        told.chunks[5]
+    );
+    assert_eq!(told.chunks.iter().filter(|heat| !heat.is_zero()).count(), 1);
+    // The others get it from this front.
+    world.pass(Duration::from_secs(6));
+    assert_eq!(world.count(Opcode::PutReport), 2);
+}
+
+#[test]
+fn settled_questions_tell_the_network() {
+    let mut world = World::serving();
+    assert_eq!(world.core.network(C), None);
+    for _ in 0..4 {
+        world.pass(Duration::from_millis(600));
+    }
+    assert!(
+        world
+            .core
+            .network(B)
+            .is_some_and(|points| points.count >= 3)
+    );
 }

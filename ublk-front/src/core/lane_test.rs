@@ -784,3 +784,102 @@ fn a_window_tells_what_ended_and_what_hangs() {
     assert_eq!(window.write_bytes, SECTOR_BYTES as u64);
     assert_eq!(bench.lane.window(bench.now), None);
 }
+
+#[test]
+fn nodes_are_measured_with_and_without_their_service() {
+    let mut bench = Bench::new();
+    bench.write(1, 0);
+    let writes = bench.sent();
+    bench.now = bench.now.after(Duration::from_micros(500));
+    for (peer, header) in &writes {
+        let mut reply = header.reply(Status::Ok);
+        // A tells its service; B is of a release that echoes the sequence number.
+        if *peer == PEER_A {
+            reply.seq = Seq(200_000);
+        }
+        bench
+            .lane
+            .peer_frame(bench.now, *peer, &reply, &[], &[], &mut bench.out);
+    }
+    bench.guest(2, GuestOp::Read, 0, 1);
+    let reads = bench.sent();
+    let [(peer, header)] = &reads[..] else {
+        panic!("{reads:?}")
+    };
+    assert_eq!(*peer, PEER_A);
+    bench.now = bench.now.after(Duration::from_micros(300));
+    let data = vec![7; SECTOR_BYTES];
+    let mut reply = header.reply(Status::Ok);
+    reply.flags = reply.flags.with(Flags::DATA);
+    let aux = crc_table(100_000, std::iter::once(crc32c(&data)));
+    bench
+        .lane
+        .peer_frame(bench.now, PEER_A, &reply, &aux, &data, &mut bench.out);
+    let [a, b] = &bench.lane.stats().nodes[..] else {
+        panic!("two nodes")
+    };
+    let us = |histogram: &hdrhistogram::Histogram<u32>| {
+        let mean = (histogram.mean() / 1000.0).round();
+        (histogram.len(), mean as u64)
+    };
+    let near = |(got, want): ((u64, u64), (u64, u64))| {
+        assert_eq!(got.0, want.0);
+        assert!(
+            got.1.abs_diff(want.1) <= want.1 / 50,
+            "{got:?}, not {want:?}"
+        );
+    };
+    near((us(&a.write), (1, 500)));
+    near((us(&a.write_service), (1, 200)));
+    near((us(&a.read), (1, 300)));
+    near((us(&a.read_service), (1, 100)));
+    near((us(&a.network), (2, 250)));
+    near((us(&b.write), (1, 500)));
+    assert!(b.network.is_empty() && b.write_service.is_empty() && b.read.is_empty());
+    let known = a.latency(A);
+    assert_eq!(known.network.expect("two samples").count, 2);
+    assert_eq!(b.latency(B).network, None);
+    assert!(a.since(a).latency(A) == ukai_meta::NodeLatency::of(A));
+}
+
+#[test]
+fn a_refusal_is_no_round_trip() {
+    let mut bench = Bench::new();
+    bench.write(1, 0);
+    let sent = bench.sent();
+    bench.answer(&sent[0], Status::Busy);
+    assert!(bench.lane.stats().nodes.is_empty());
+}
+
+#[test]
+fn lanes_count_the_use_of_chunks() {
+    let mut bench = Bench::new();
+    let mut config = LaneConfig::new(
+        Arc::clone(&bench.config.map),
+        Arc::clone(&bench.config.peers),
+        bench.config.nodes.clone(),
+        &[A, B],
+    );
+    let heat = Arc::new(super::heat::HeatTable::new(16));
+    config.heat = Arc::clone(&heat);
+    let config = Arc::new(config);
+    bench.order(LaneOrder::Prepare {
+        epoch: 2,
+        lost: Vec::new(),
+    });
+    bench.order(LaneOrder::Install { epoch: 2, config });
+    // The last sector of chunk 0 and the first of chunk 1.
+    bench.guest(1, GuestOp::Write { fua: false }, 1023, 2);
+    bench.guest(2, GuestOp::Read, 3 * 1024, 4);
+    bench.guest(3, GuestOp::Flush, 0, 0);
+    let page = heat.page(0, Duration::from_secs(60));
+    let used: Vec<_> = page
+        .chunks
+        .iter()
+        .map(|heat| (heat.reads > 0, heat.writes > 0, heat.bytes > 0))
+        .collect();
+    assert_eq!(used[0], (false, true, true));
+    assert_eq!(used[1], (false, true, true));
+    assert_eq!(used[3], (true, false, true));
+    assert_eq!(used.iter().filter(|u| u.2).count(), 3);
+}

@@ -12,6 +12,7 @@ pub mod control;
 mod control_test;
 #[cfg(test)]
 mod fixture;
+pub mod heat;
 pub mod lane;
 #[cfg(test)]
 mod lane_test;

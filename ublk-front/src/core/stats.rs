@@ -1,9 +1,12 @@
-//! What a lane measures: guest latency by operation, round trips by node.
+//! What a lane measures: guest latency by operation; by node, round trips and what of them was the
+//! node's service.
 
 use super::api::{GuestError, GuestIo, GuestOp};
 use super::config::NodeSlot;
 use hdrhistogram::Histogram;
 use std::time::Duration;
+use ukai_meta::{LatencyPoints, NodeLatency};
+use ukai_proto::NodeId;
 
 /// Longest latency told apart: beyond it a sample counts as this.
 const LATENCY_NS_MAX: u64 = 120_000_000_000;
@@ -19,8 +22,8 @@ pub struct LaneStats {
     pub flush: Histogram<u64>,
     /// Guest discards and write-zeroes.
     pub zero: Histogram<u64>,
-    /// Round trip to each node, by node slot.
-    pub nodes: Vec<Histogram<u64>>,
+    /// By node slot.
+    pub nodes: Vec<NodeStats>,
     /// Bytes the guest read.
     pub read_bytes: u64,
     /// Bytes the guest wrote.
@@ -31,6 +34,95 @@ pub struct LaneStats {
     pub read_retries: u64,
 }
 
+/// What a lane knows of one node: nanoseconds, 2 significant digits, about 55 KiB together.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NodeStats {
+    /// Reads that it served: the whole round trip.
+    pub read: Histogram<u32>,
+    /// Its part of writes: the whole round trip.
+    pub write: Histogram<u32>,
+    /// Round trips of reads and writes of at most [`NETWORK_SECTORS_MAX`], without its service.
+    pub network: Histogram<u32>,
+    /// Reads inside the node.
+    pub read_service: Histogram<u32>,
+    /// Writes inside the node.
+    pub write_service: Histogram<u32>,
+}
+
+/// What carries more than 16 KiB measures the bandwidth of the network, not its round trip.
+pub const NETWORK_SECTORS_MAX: u16 = 4;
+
+impl Default for NodeStats {
+    fn default() -> Self {
+        let histogram = || {
+            Histogram::new_with_bounds(1_000, LATENCY_NS_MAX, 2)
+                .unwrap_or_else(|error| panic!("constant bounds: {error}"))
+        };
+        Self {
+            read: histogram(),
+            write: histogram(),
+            network: histogram(),
+            read_service: histogram(),
+            write_service: histogram(),
+        }
+    }
+}
+
+impl NodeStats {
+    /// With their names, for people.
+    #[must_use]
+    pub fn named(&self) -> [(&'static str, &Histogram<u32>); 5] {
+        [
+            ("read", &self.read),
+            ("write", &self.write),
+            ("network", &self.network),
+            ("read_service", &self.read_service),
+            ("write_service", &self.write_service),
+        ]
+    }
+
+    /// As distributions.
+    #[must_use]
+    pub fn latency(&self, node: NodeId) -> NodeLatency {
+        NodeLatency {
+            node,
+            network: points(&self.network),
+            read: points(&self.read),
+            write: points(&self.write),
+            read_service: points(&self.read_service),
+            write_service: points(&self.write_service),
+        }
+    }
+
+    /// Without what was there `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let mut new = self.clone();
+        // They only grow, and have the same bounds.
+        let _ = new.read.subtract(&before.read);
+        let _ = new.write.subtract(&before.write);
+        let _ = new.network.subtract(&before.network);
+        let _ = new.read_service.subtract(&before.read_service);
+        let _ = new.write_service.subtract(&before.write_service);
+        new
+    }
+
+    fn add(&mut self, other: &Self) {
+        let _ = self.read.add(&other.read);
+        let _ = self.write.add(&other.write);
+        let _ = self.network.add(&other.network);
+        let _ = self.read_service.add(&other.read_service);
+        let _ = self.write_service.add(&other.write_service);
+    }
+}
+
+fn points(histogram: &Histogram<u32>) -> Option<LatencyPoints> {
+    #[allow(clippy::cast_precision_loss)] // at most minutes
+    LatencyPoints::from_quantiles(histogram.len(), |quantile| {
+        histogram.value_at_quantile(quantile) as f64 / 1000.0
+    })
+}
+
 /// An empty histogram of latencies in nanoseconds; all have the same bounds and precision.
 pub(super) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, LATENCY_NS_MAX, 2)
@@ -38,7 +130,11 @@ pub(super) fn histogram() -> Histogram<u64> {
 }
 
 fn record(histogram: &mut Histogram<u64>, latency: Duration) {
-    histogram.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(LATENCY_NS_MAX));
+    histogram.saturating_record(nanos(latency));
+}
+
+fn nanos(latency: Duration) -> u64 {
+    u64::try_from(latency.as_nanos()).unwrap_or(LATENCY_NS_MAX)
 }
 
 impl Default for LaneStats {
@@ -83,12 +179,50 @@ impl LaneStats {
         }
     }
 
-    pub(super) fn round_trip(&mut self, slot: NodeSlot, latency: Duration) {
+    pub(super) fn node_read(
+        &mut self,
+        slot: NodeSlot,
+        sectors: u16,
+        round_trip: Duration,
+        service_ns: Option<u64>,
+    ) {
+        let node = self.node(slot);
+        let round_trip = nanos(round_trip);
+        node.read.saturating_record(round_trip);
+        if let Some(service_ns) = service_ns {
+            node.read_service.saturating_record(service_ns);
+            if sectors <= NETWORK_SECTORS_MAX {
+                let network = round_trip.saturating_sub(service_ns);
+                node.network.saturating_record(network);
+            }
+        }
+    }
+
+    pub(super) fn node_write(
+        &mut self,
+        slot: NodeSlot,
+        sectors: u16,
+        round_trip: Duration,
+        service_ns: Option<u64>,
+    ) {
+        let node = self.node(slot);
+        let round_trip = nanos(round_trip);
+        node.write.saturating_record(round_trip);
+        if let Some(service_ns) = service_ns {
+            node.write_service.saturating_record(service_ns);
+            if sectors <= NETWORK_SECTORS_MAX {
+                let network = round_trip.saturating_sub(service_ns);
+                node.network.saturating_record(network);
+            }
+        }
+    }
+
+    fn node(&mut self, slot: NodeSlot) -> &mut NodeStats {
         let index = usize::from(slot.0);
         if self.nodes.len() <= index {
-            self.nodes.resize_with(index + 1, histogram);
+            self.nodes.resize_with(index + 1, NodeStats::default);
         }
-        record(&mut self.nodes[index], latency);
+        &mut self.nodes[index]
     }
 
     /// Adds another lane's.
@@ -99,10 +233,11 @@ impl LaneStats {
         let _ = self.flush.add(&other.flush);
         let _ = self.zero.add(&other.zero);
         if self.nodes.len() < other.nodes.len() {
-            self.nodes.resize_with(other.nodes.len(), histogram);
+            self.nodes
+                .resize_with(other.nodes.len(), NodeStats::default);
         }
         for (mine, theirs) in self.nodes.iter_mut().zip(&other.nodes) {
-            let _ = mine.add(theirs);
+            mine.add(theirs);
         }
         self.read_bytes += other.read_bytes;
         self.write_bytes += other.write_bytes;

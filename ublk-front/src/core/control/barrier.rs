@@ -178,6 +178,7 @@ impl ControlCore {
             &self.preference,
         );
         config.unreconciled.clone_from(&self.intents);
+        config.heat = self.heat_table(now);
         config.helpless = std::mem::take(&mut self.helpless);
         let config = Arc::new(config);
         self.ceiling = Version::new(config.token, self.seq.last());

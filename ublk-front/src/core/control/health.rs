@@ -1,5 +1,6 @@
 //! Which nodes are down, lost, restarted, slow; which one to read from.
 
+use super::publish::RoundTrips;
 use super::request::Want;
 use super::{ControlCore, Phase};
 use crate::core::api::{ControlAction, LaneId, Now, Peer, PeerIndex};
@@ -49,6 +50,8 @@ pub(super) struct NodeSeen {
     pub(super) flaps: u32,
     /// Round trip, exponentially averaged.
     pub(super) round_trip: Option<Duration>,
+    /// The latest ones of questions that cost it nothing.
+    pub(super) round_trips: RoundTrips,
 }
 
 impl ControlCore {

@@ -9,6 +9,7 @@
 //! | file | what it decides |
 //! |-|-|
 //! | `attach` | load, take the token, fence all nodes, wait for a predecessor's read lease |
+//! | `publish` | what nodes are told of heat and latencies, for tools |
 //! | `reconcile` | making chunks with open intents equal, on first touch or in turn |
 //! | `renew` | a new token after writes that failed halfway |
 //! | `change` | the next metadata transaction, and what its outcome means |
@@ -28,6 +29,7 @@ mod detach;
 pub mod guest_latency;
 mod health;
 mod pace;
+mod publish;
 mod reconcile;
 mod relocate;
 mod renew;
@@ -77,6 +79,8 @@ pub struct ControlConfig {
     pub node_grace: Duration,
     /// Pause before a failed metadata request, rejoin or copy is tried again.
     pub retry: Duration,
+    /// Tell nodes of heat and latencies, for tools. Simulations leave it out in most runs.
+    pub reports: bool,
 }
 
 impl ControlConfig {
@@ -92,6 +96,7 @@ impl ControlConfig {
             attach_max: Duration::from_secs(30),
             node_grace: Duration::from_millis(600),
             retry: Duration::from_secs(1),
+            reports: true,
         }
     }
 }
@@ -173,6 +178,7 @@ pub struct ControlCore {
     leases_asked: u64,
     copied: Pulled,
     guest_latency: GuestLatency,
+    publish: publish::Publish,
     notes_given: BTreeSet<String>,
 }
 
@@ -224,6 +230,7 @@ impl ControlCore {
             leases_asked: 0,
             copied: Pulled::default(),
             guest_latency: GuestLatency::default(),
+            publish: publish::Publish::default(),
             notes_given: BTreeSet::new(),
         }
     }
@@ -258,7 +265,11 @@ impl ControlCore {
             ControlEvent::Window(_, window) => self.guest_latency.add(now, &window),
             ControlEvent::MapChanged => self.reload_wanted = true,
             ControlEvent::JobChanged => self.relocation.changed(),
-            ControlEvent::Tick => self.expire_requests(now, out),
+            ControlEvent::Publish(body) => self.publish(now, &body, out),
+            ControlEvent::Tick => {
+                self.expire_requests(now, out);
+                self.drive_publish(now, out);
+            }
             ControlEvent::Detach => self.begin_detach(now, out),
         }
         self.drive(now, out);

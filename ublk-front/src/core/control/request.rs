@@ -23,6 +23,10 @@ pub(super) enum Want {
     Fence(NodeId),
     /// A generation made known; nobody waits.
     Adopt,
+    /// A report; whether it was kept does not matter.
+    Report,
+    /// What an earlier front told of the heat.
+    Heat,
     /// The node admits our token still; round trip.
     Lease(NodeId),
     /// Reconcile after attach: `target` takes what is newer at `source`.
@@ -89,6 +93,13 @@ impl Requests {
         self.waiting
             .values()
             .any(|waiting| now.since(waiting.sent) > max && wanted(&waiting.want))
+    }
+
+    pub(super) fn count_on(&self, peer: PeerIndex, wanted: impl Fn(&Want) -> bool) -> usize {
+        self.waiting
+            .values()
+            .filter(|waiting| waiting.peer == peer && wanted(&waiting.want))
+            .count()
     }
 
     pub(super) fn on_peer(&self, peer: PeerIndex, wanted: impl Fn(&Want) -> bool) -> bool {
@@ -353,11 +364,15 @@ impl ControlCore {
                     self.update_down(now, node);
                 }
                 if result.is_ok() && self.peers_of(node).next() == Some(peer) {
-                    self.round_trip(node, now.since(waiting.sent));
+                    let round_trip = now.since(waiting.sent);
+                    self.round_trip(node, round_trip);
+                    let seen = self.seen.entry(node).or_default();
+                    seen.round_trips.add(round_trip);
                     self.heard(node, waiting.sent);
                 }
             }
-            Want::Adopt | Want::Flush | Want::Settle => {}
+            Want::Adopt | Want::Flush | Want::Settle | Want::Report => {}
+            Want::Heat => self.heat_told(now, result.ok(), out),
             Want::Reconcile { chunk } => self.reconciled(now, chunk, result, out),
             // Answers to an earlier job say nothing about the present one.
             Want::List { job, .. } | Want::Copy { job, .. } | Want::SyncFlush { job }

@@ -56,6 +56,11 @@ impl LaneCore {
                 },
                 GuestOp::Flush => Kind::Flush,
             };
+            match kind {
+                Kind::Read => config.heat.read(part.chunk, part.count),
+                Kind::Write { .. } => config.heat.write(part.chunk, part.count),
+                Kind::Zero { .. } | Kind::Flush => {}
+            }
             let seq = if kind.is_versioned() {
                 let seq = self.seq.take(self.lane, self.seqs.first().copied());
                 self.seqs.insert(seq);

@@ -13,7 +13,7 @@ use super::api::{
     BufferPart, GuestError, GuestIo, GuestOp, GuestTag, LANE_DEPTH_MAX, LaneAction, LaneId,
     LaneOrder, LaneReport, Now, PeerIndex,
 };
-use super::config::LaneConfig;
+use super::config::{LaneConfig, NodeSlot};
 use super::piece::{Kind, Pieces, TargetState};
 use super::seq::SharedSeq;
 use super::stats::LaneStats;
@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::SECTOR_BYTES;
+use ukai_proto::message::read_service_ns;
 use ukai_proto::{ChunkIndex, Flags, Header, Incarnation, NodeId, Seq, Status};
 
 /// Pieces of one long discard or write-zeroes in flight: keeps one request from filling every
@@ -276,7 +277,9 @@ impl LaneCore {
         // Until decided otherwise below, the target is one that must be sent again.
         piece.targets[target].state = TargetState::Unsent;
         self.room_again(now, peer, bytes, out);
-        self.stats.round_trip(slot, now.since(at));
+        if header.status == Status::Ok {
+            self.measured(index, slot, now.since(at), header, aux);
+        }
         match header.status {
             Status::Ok => self.answered(now, index, target, header, aux, payload, out),
             // Sent to a node that did not count any more when this front renewed its token.
@@ -308,6 +311,31 @@ impl LaneCore {
             status => self.refused(now, index, target, status, header, out),
         }
         self.check_prepared(out);
+    }
+
+    /// A node has done its part: the round trip, and what of it was the node's.
+    fn measured(
+        &mut self,
+        index: u32,
+        slot: NodeSlot,
+        round_trip: Duration,
+        header: &Header,
+        aux: &[u8],
+    ) {
+        let piece = self.pieces.get(index);
+        let sectors = piece.part.count;
+        match piece.kind {
+            Kind::Read => {
+                let service_ns = read_service_ns(aux);
+                self.stats.node_read(slot, sectors, round_trip, service_ns);
+            }
+            Kind::Write { .. } => {
+                // A node that does not tell it echoes the sequence number.
+                let service_ns = Some(header.seq.0).filter(|_| header.seq != piece.seq);
+                self.stats.node_write(slot, sectors, round_trip, service_ns);
+            }
+            Kind::Zero { .. } | Kind::Flush => {}
+        }
     }
 
     /// An order from control.

@@ -12,7 +12,8 @@ use std::time::Duration;
 use ukai_meta::catalog::{self, CatalogError};
 use ukai_meta::transition::MapUpdate;
 use ukai_meta::{
-    CommitError, FrontRecord, JobRecord, KvVersion, MetaError, MetaStore, MetaUrl, Watch, key,
+    CommitError, FrontRecord, HostLatency, JobRecord, KvVersion, MetaError, MetaStore, MetaUrl,
+    Watch, key,
 };
 use ukai_proto::{Generation, Token, VolumeId};
 
@@ -109,6 +110,8 @@ pub(super) enum Work {
 #[derive(Debug)]
 pub(super) enum Announce {
     Set(FrontRecord),
+    /// What this host measured of nodes, for planners.
+    Latency(HostLatency),
     /// Take it back; the sender is dropped when that is done.
     Clear(flume::Sender<()>),
 }
@@ -340,6 +343,12 @@ impl Announcer {
                     self.announced = false;
                     self.keep();
                     self.port.post(ControlInput::Announced);
+                }
+                Ok(Announce::Latency(latency)) => {
+                    let put = |store: &dyn MetaStore| catalog::put_host_latency(store, &latency);
+                    if let Err(error) = self.meta.with(put) {
+                        tracing::debug!("latencies of host {}: {error}", latency.host);
+                    }
                 }
                 Ok(Announce::Clear(_done)) => {
                     if let Some((record, _)) = self.current.take() {

@@ -3,6 +3,7 @@
 mod meta;
 mod node;
 mod poller;
+mod publish;
 mod socket;
 mod stats;
 
@@ -22,6 +23,7 @@ use crate::core::control::{ControlConfig, ControlCore};
 use meta::{Announce, Work};
 use node::Nodes;
 use poller::{Poller, Readiness};
+use publish::Publisher;
 use serde_json::{Value, json};
 use stats::Counters;
 use std::collections::BTreeMap;
@@ -111,6 +113,7 @@ struct Control {
     /// By slot, from the latest installation.
     entries: Vec<NodeEntry>,
     counters: Counters,
+    publisher: Publisher,
     /// Answers that wait for lanes: whom to tell, for which lanes, until when.
     asked: Vec<(flume::Sender<Value>, Vec<LaneId>, Now)>,
     detachers: Vec<Done>,
@@ -152,6 +155,7 @@ pub fn run(setup: ControlSetup) -> Result<(), ControlFailure> {
         lanes: BTreeMap::new(),
         entries: Vec::new(),
         counters: Counters::default(),
+        publisher: Publisher::default(),
         asked: Vec::new(),
         detachers: Vec::new(),
         // A volume is not settled before its job is known.
@@ -195,6 +199,7 @@ impl Control {
                 self.events.push(ControlEvent::Tick);
                 self.nodes.tick(now, &self.poller, &mut self.events);
                 self.answer_asked(now);
+                self.publish(now);
             }
         }
     }
@@ -395,6 +400,7 @@ impl Control {
 
     /// Takes the announcement back and tells those who asked for the detach.
     fn goodbye(&mut self, result: &Result<(), ControlError>) {
+        self.record_last();
         let (done, cleared) = flume::bounded(1);
         if self.announce.send(Announce::Clear(done)).is_ok() {
             // Disconnected is the good case; time runs out if the store does not answer.

@@ -1,17 +1,25 @@
 //! Counters of all lanes together, those that have ended included.
 
 use crate::core::api::LaneId;
+use crate::core::api::Now;
 use crate::core::config::NodeEntry;
-use crate::core::stats::LaneStats;
-use hdrhistogram::Histogram;
+use crate::core::stats::{LaneStats, NodeStats};
+use hdrhistogram::{Counter, Histogram};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Nodes are told of by what was measured in the last one to two such spans.
+const SPAN: Duration = Duration::from_secs(30);
 
 /// See the module docs.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     ended: LaneStats,
     running: BTreeMap<LaneId, LaneStats>,
+    /// What had been counted of nodes at the beginning of this span and of the one before.
+    marks: [Vec<NodeStats>; 2],
+    marked_at: Now,
 }
 
 impl Counters {
@@ -27,18 +35,18 @@ impl Counters {
 
     /// Everything, as JSON.
     pub(super) fn json(&self, nodes: &[NodeEntry], name: impl Fn(usize) -> String) -> Value {
-        let mut total = self.ended.clone();
-        self.running.values().for_each(|stats| total.add(stats));
-        let round_trips: Vec<Value> = total
-            .nodes
-            .iter()
-            .enumerate()
-            .filter(|(_, histogram)| !histogram.is_empty())
-            .map(|(slot, histogram)| {
-                let node = nodes.get(slot).map(|entry| entry.node.to_string());
-                json!({ "node": node, "name": name(slot), "round_trip": latency(histogram) })
-            })
-            .collect();
+        let total = self.total();
+        let told = |(slot, stats): (usize, &NodeStats)| {
+            let node = nodes.get(slot).map(|entry| entry.node.to_string());
+            let mut told = json!({ "node": node, "name": name(slot) });
+            for (name, histogram) in stats.named() {
+                if !histogram.is_empty() {
+                    told[name] = latency(histogram);
+                }
+            }
+            told
+        };
+        let nodes: Vec<Value> = total.nodes.iter().enumerate().map(told).collect();
         json!({
             "ok": true,
             "read": latency(&total.read),
@@ -49,13 +57,36 @@ impl Counters {
             "write_bytes": total.write_bytes,
             "errors": total.errors,
             "read_retries": total.read_retries,
-            "nodes": round_trips,
+            "nodes": nodes,
         })
+    }
+
+    fn total(&self) -> LaneStats {
+        let mut total = self.ended.clone();
+        self.running.values().for_each(|stats| total.add(stats));
+        total
+    }
+
+    /// What was measured of nodes lately, by slot.
+    pub(super) fn recent(&mut self, now: Now) -> Vec<NodeStats> {
+        let total = self.total().nodes;
+        let before = &self.marks[0];
+        let new = |(slot, stats): (usize, &NodeStats)| match before.get(slot) {
+            Some(before) => stats.since(before),
+            None => stats.clone(),
+        };
+        let recent = total.iter().enumerate().map(new).collect();
+        if now.since(self.marked_at) >= SPAN {
+            self.marked_at = now;
+            self.marks.swap(0, 1);
+            self.marks[1] = total;
+        }
+        recent
     }
 }
 
 /// Microseconds.
-fn latency(histogram: &Histogram<u64>) -> Value {
+fn latency<C: Counter>(histogram: &Histogram<C>) -> Value {
     #[allow(clippy::cast_precision_loss)] // microseconds for people
     let us = |nanos: u64| (nanos as f64 / 100.0).round() / 10.0;
     json!({
