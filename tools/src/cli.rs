@@ -45,7 +45,9 @@ pub(crate) enum Noun {
     Node(NodeVerb),
     /// Verify a volume's data on all its nodes, compare the replicas, repair what is wrong
     Scrub(Scrub),
-    /// Counters of a volume: of its front, if it is attached, and of its nodes
+    /// Measure the round trips from this host to the nodes, for `plan`
+    Probe(Probe),
+    /// Counters and latencies of a volume: of its front, if it is attached, and of its nodes
     Stats(VolumeName),
     /// How fast a volume is, or would be, from a host, and the least to move to make it faster; moves nothing
     Plan(Plan),
@@ -146,6 +148,8 @@ pub(crate) enum VolumeVerb {
     Delete(Delete),
     /// Where every chunk lies
     Map(Map),
+    /// Which parts are used most, and their share of the load
+    Heat(HeatArgs),
     /// Make copies of a range on one more node; it is filled while the volume is in use
     AddLocation(Location),
     /// Give up the copies of a range on a node
@@ -283,6 +287,31 @@ pub(crate) struct Map {
     /// With --json, also the uses per second of each chunk
     #[arg(long, requires = "json")]
     pub(crate) heat: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct HeatArgs {
+    #[command(flatten)]
+    pub(crate) name: VolumeName,
+    /// Show so many ranges
+    #[arg(long, default_value_t = 20)]
+    pub(crate) limit: usize,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Probe {
+    /// The name under which fronts of this host attach volumes (default: the machine's host name)
+    #[arg(long)]
+    pub(crate) host: Option<String>,
+    /// Round trips per node, spread over its shards
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) count: u32,
+    /// Only these nodes (names or uuids)
+    #[arg(long, value_delimiter = ',', value_name = "NODE")]
+    pub(crate) node: Vec<String>,
+    /// Measure and show; write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Args, Debug)]

@@ -6,6 +6,7 @@ mod commands;
 mod context;
 mod error;
 mod front;
+mod heat;
 mod image;
 mod jobs;
 mod picture;

@@ -31,31 +31,44 @@ pub(crate) struct HeatTold {
 
 /// The newest report of the volume's front that any of its nodes has. Nodes that do not answer are warned
 /// about.
+pub(crate) fn front(cluster: ClusterId, names: &Names, map: &VolumeMap) -> Option<FrontReport> {
+    block_on(newest(cluster, names, map)).map(|(front, _)| front)
+}
+
+async fn newest(
+    cluster: ClusterId,
+    names: &Names,
+    map: &VolumeMap,
+) -> Option<(FrontReport, NodeRecord)> {
+    let mut newest: Option<(FrontReport, NodeRecord)> = None;
+    for node in map.nodes() {
+        let Some(state) = names.state(node).filter(|state| state.live.is_some()) else {
+            continue;
+        };
+        match front_at(cluster, &state.record, map.head.volume).await {
+            Ok(Some(front)) => {
+                let key = |front: &FrontReport| (front.token, front.at_unix_s);
+                if newest
+                    .as_ref()
+                    .is_none_or(|(known, _)| key(&front) > key(known))
+                {
+                    newest = Some((front, state.record.clone()));
+                }
+            }
+            Ok(None) => {}
+            Err(error) => warn(&format!(
+                "node {} does not answer: {error}",
+                state.record.name
+            )),
+        }
+    }
+    newest
+}
+
+/// The same, with the heat that this node was told.
 pub(crate) fn told(cluster: ClusterId, names: &Names, map: &VolumeMap) -> Option<Told> {
     block_on(async {
-        let mut newest: Option<(FrontReport, NodeRecord)> = None;
-        for node in map.nodes() {
-            let Some(state) = names.state(node).filter(|state| state.live.is_some()) else {
-                continue;
-            };
-            match front_at(cluster, &state.record, map.head.volume).await {
-                Ok(Some(front)) => {
-                    let key = |front: &FrontReport| (front.token, front.at_unix_s);
-                    if newest
-                        .as_ref()
-                        .is_none_or(|(known, _)| key(&front) > key(known))
-                    {
-                        newest = Some((front, state.record.clone()));
-                    }
-                }
-                Ok(None) => {}
-                Err(error) => warn(&format!(
-                    "node {} does not answer: {error}",
-                    state.record.name
-                )),
-            }
-        }
-        let (front, record) = newest?;
+        let (front, record) = newest(cluster, names, map).await?;
         let heat = match heat_at(cluster, &record, map).await {
             Ok(heat) => heat,
             Err(error) => {
@@ -145,17 +158,12 @@ async fn heat_at(
     Ok(out)
 }
 
-/// Service times of a node: of the shard with the most reads and the one with the most writes.
-#[allow(dead_code)] // `probe` asks for it
+/// Time inside a node, over all its shards; what it has not done lately is `None`.
 pub(crate) async fn service(
     cluster: ClusterId,
     record: &NodeRecord,
 ) -> Result<ServiceReport, ClientError> {
-    let more = |known: Option<LatencyPoints>, new: Option<LatencyPoints>| match (known, new) {
-        (Some(a), Some(b)) => Some(if b.count > a.count { b } else { a }),
-        (a, b) => a.or(b),
-    };
-    let mut out = ServiceReport::default();
+    let (mut read, mut write) = (Vec::new(), Vec::new());
     for shard in shards(record) {
         let mut client = NodeClient::connect(cluster, record, shard).await?;
         let Some(body) = get(&mut client, VolumeId::NIL, ReportKind::SERVICE, 0).await? else {
@@ -163,8 +171,11 @@ pub(crate) async fn service(
         };
         let told = ServiceReport::decode(&body)
             .map_err(|_| ClientError::Message(MessageError("service report")))?;
-        out.read = more(out.read, told.read);
-        out.write = more(out.write, told.write);
+        read.extend(told.read);
+        write.extend(told.write);
     }
-    Ok(out)
+    Ok(ServiceReport {
+        read: LatencyPoints::mixture(&read),
+        write: LatencyPoints::mixture(&write),
+    })
 }

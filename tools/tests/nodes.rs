@@ -261,3 +261,48 @@ fn ping_measures_every_shard() {
     }
     assert!(world.ok(&["node", "ping", "n1"]).contains("P99 US"));
 }
+
+#[test]
+fn probe_measures_and_keeps_what_it_measured() {
+    let world = World::new();
+    world.kill_node(4);
+    let dry = world.json(&["probe", "--host", "hv9", "--count", "20", "--dry-run"]);
+    assert_eq!(dry["written"], false);
+    assert_eq!(catalog::host_latencies(&*world.store).unwrap(), []);
+    world.serve(1);
+    let shown = world.ok(&["probe", "--host", "hv9", "--count", "21", "--node", "n1,n3"]);
+    assert!(shown.contains("site-b") && shown.contains("hv9"), "{shown}");
+    let kept = catalog::host_latency(&*world.store, "hv9")
+        .unwrap()
+        .unwrap();
+    assert_eq!((kept.by.as_str(), kept.nodes.len()), ("probe", 2));
+    let known = kept.node(node_id(1)).unwrap();
+    // Two shards, 11 round trips each.
+    assert_eq!(known.network.unwrap().count, 22);
+    assert_eq!(known.read_service.unwrap().count, 10);
+    assert!((known.read_service.unwrap().quantile(0.5) - 80.0).abs() < 0.5);
+    assert_eq!((known.write_service, known.read), (None, None));
+    // The others are added, what was known stays.
+    world.ok(&["probe", "--host", "hv9", "--count", "20"]);
+    let kept = catalog::host_latency(&*world.store, "hv9")
+        .unwrap()
+        .unwrap();
+    assert_eq!(kept.nodes.len(), 3, "n4 is not alive");
+}
+
+#[test]
+fn probes_that_cannot_be_are_refused() {
+    let world = World::new();
+    let ran = world.fails(&["probe", "--host", "a/b"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    let ran = world.fails(&["probe", "--node", "n9"]);
+    assert_eq!(ran.code, 4, "{ran:?}");
+    for n in 1..=4 {
+        world.kill_node(n);
+    }
+    let ran = world.fails(&["probe", "--node", "n1"]);
+    assert!(
+        ran.code == 1 && ran.stderr.contains("no node answers"),
+        "{ran:?}"
+    );
+}

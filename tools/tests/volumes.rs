@@ -359,3 +359,83 @@ fn stats_of_front_and_nodes() {
     assert_eq!(value["nodes"][0]["reads"], 20);
     assert_eq!(value["nodes"][1]["node"], "n3");
 }
+
+/// Two pages: a hot range in each, a cold one, and nothing else.
+fn heat_pages() -> Vec<(u32, ukai_proto::heat::HeatPage)> {
+    use ukai_proto::heat::{ChunkHeat, HEAT_PAGE_CHUNKS, HeatPage};
+    let page = |used: &[(std::ops::Range<usize>, f64)]| {
+        let mut chunks = vec![ChunkHeat::default(); HEAT_PAGE_CHUNKS as usize];
+        for (range, reads) in used {
+            let heat = ChunkHeat::from_rates(*reads, 0.0, reads * 4096.0);
+            chunks[range.clone()].fill(heat);
+        }
+        HeatPage {
+            age_s: 900,
+            half_life_s: 600,
+            chunks,
+        }
+    };
+    vec![
+        (0, page(&[(4..8, 100.0), (100..101, 1.0)])),
+        (1, page(&[(0..2, 30.0)])),
+    ]
+}
+
+#[test]
+fn heat_is_read_from_the_node_that_heard_of_it_last() {
+    let world = World::new();
+    world.ok(&[
+        "volume", "create", "v", "--size", "64GiB", "--node", "n1,n3",
+    ]);
+    let ran = world.fails(&["volume", "heat", "v"]);
+    assert!(
+        ran.code == 4 && ran.stderr.contains("no node knows"),
+        "{ran:?}"
+    );
+    // n1 has an older report of a former front; n3 the present one.
+    world.tell_front(1, 1, 500);
+    world.tell_front(3, 2, 400);
+    for (number, page) in heat_pages() {
+        world.tell_heat(3, number, &page);
+    }
+    let heat = world.json(&["volume", "heat", "v", "--limit", "2"]);
+    assert_eq!(heat["measured_s"], 900);
+    assert_eq!(heat["ranges_total"], 3);
+    let ranges = heat["ranges"].as_array().unwrap();
+    assert_eq!(ranges.len(), 2);
+    assert_eq!(
+        (&ranges[0]["first_chunk"], &ranges[0]["chunks"]),
+        (&json!(4), &json!(4))
+    );
+    assert_eq!(ranges[0]["start_byte"], 16 << 20);
+    assert_eq!(ranges[1]["first_chunk"], 8192);
+    let share = |row: usize, field: &str| ranges[row][field].as_f64().unwrap();
+    assert!(
+        (share(0, "share_percent") - 400.0 / 461.0 * 100.0).abs() < 2.0,
+        "{heat}"
+    );
+    assert!(share(1, "share_with_those_above_percent") > 99.0, "{heat}");
+    let text = world.ok(&["volume", "heat", "v"]);
+    assert!(text.contains("16 MiB") || text.contains("16MiB"), "{text}");
+    assert!(text.lines().count() >= 5, "{text}");
+}
+
+#[test]
+fn stats_of_a_front_elsewhere_are_what_it_told_the_nodes() {
+    let world = World::new();
+    world.ok(&[
+        "volume", "create", "v", "--size", "64MiB", "--node", "n1,n3",
+    ]);
+    world.attach("v");
+    world.announce_front("v", "/nowhere/control.sock");
+    let ran = world.fails(&["stats", "v"]);
+    assert!(ran.stderr.contains("control socket"), "{ran:?}");
+    world.tell_front(3, 1, 500);
+    let stats = world.json(&["stats", "v"]);
+    assert_eq!(stats["front"]["read"]["count"], 7, "{stats}");
+    let text = world.ok(&["stats", "v"]);
+    assert!(
+        text.contains("network to n1") && text.contains("host hv7"),
+        "{text}"
+    );
+}

@@ -11,12 +11,14 @@ mod ping;
 mod plan;
 mod plan_json;
 mod plan_score;
+mod probe;
 mod relocate;
 mod stats;
 mod synchronize;
 mod transfer;
 mod volume_create;
 mod volume_delete;
+mod volume_heat;
 mod volume_map;
 mod volume_show;
 mod whatif;
@@ -41,6 +43,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             VolumeVerb::Resize(args) => volume_create::resize(context, &args),
             VolumeVerb::Delete(args) => volume_delete::delete(context, &args),
             VolumeVerb::Map(args) => volume_map::map(context, &args),
+            VolumeVerb::Heat(args) => volume_heat::heat(context, &args),
             VolumeVerb::AddLocation(args) => location::add(context, &args),
             VolumeVerb::RemoveLocation(args) => location::remove(context, &args),
             VolumeVerb::Synchronize(args) => synchronize::synchronize(context, &args),
@@ -59,6 +62,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Noun::Scrub(args) => scrub::scrub(context, &args),
         Noun::Relocate(args) => relocate::relocate(context, &args),
         Noun::Job(verb) => job::job(context, &verb),
+        Noun::Probe(args) => probe::probe(context, &args),
         Noun::Stats(name) => stats::stats(context, &name.volume),
         Noun::Plan(args) if args.score => plan_score::score(context, &args.name.volume),
         Noun::Plan(args) => plan::plan(context, &args),

@@ -12,6 +12,9 @@ use std::time::Instant;
 use ukai_meta::NodeRecord;
 use ukai_proto::{ClusterId, Header, Opcode, ShardIndex};
 
+/// Round trips before those that count.
+const WARM_UP: u32 = 3;
+
 /// Round trips to one shard, microseconds.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 struct RoundTrips {
@@ -76,7 +79,7 @@ pub(super) fn ping(context: &Context, args: &Ping) -> Result<()> {
 }
 
 #[allow(clippy::disallowed_methods)] // measuring is the purpose
-async fn round_trips(
+pub(super) async fn round_trips(
     cluster: ClusterId,
     record: &NodeRecord,
     shard: ShardIndex,
@@ -87,6 +90,12 @@ async fn round_trips(
     let mut histogram =
         Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds are constant");
     let mut client = NodeClient::connect(cluster, record, shard).await?;
+    // The first ones meet cold caches on both sides.
+    for _ in 0..WARM_UP {
+        client
+            .request(Header::request(Opcode::Ping, 0), Vec::new())
+            .await?;
+    }
     for _ in 0..count {
         let sent = Instant::now();
         client

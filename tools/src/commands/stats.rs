@@ -4,11 +4,14 @@ use crate::client::{ClientError, NodeClient, block_on, shards};
 use crate::context::Context;
 use crate::error::Result;
 use crate::front;
+use crate::report;
 use crate::table::{Align, fields, table, warn};
 use crate::units::ByteSize;
 use serde::Serialize;
 use serde_json::{Value, json};
-use ukai_meta::NodeRecord;
+use ukai_meta::map::VolumeMap;
+use ukai_meta::record::FrontRecord;
+use ukai_meta::{LatencyPoints, NodeLatency, NodeRecord};
 use ukai_proto::limits::SLOT_BYTES;
 use ukai_proto::message::ShardStats;
 use ukai_proto::{ClusterId, Header, Opcode};
@@ -91,7 +94,7 @@ pub(super) fn stats(context: &Context, name: &str) -> Result<()> {
     let names = context.names()?;
     let cluster = context.cluster()?.cluster;
     let front = match context.front(&map.head)? {
-        Some(front) => Some(front::ask(&front, &json!({ "cmd": "stats" }))?),
+        Some(front) => Some(ask_or_read(context, &map, &front)?),
         None => None,
     };
     let mut nodes = Vec::new();
@@ -124,6 +127,41 @@ pub(super) fn stats(context: &Context, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// The front itself, or, where its control socket is not reached (another host), what it last told the
+/// nodes.
+fn ask_or_read(context: &Context, map: &VolumeMap, front: &FrontRecord) -> Result<Value> {
+    let error = match front::ask(front, &json!({ "cmd": "stats" })) {
+        Ok(answer) => return Ok(answer),
+        Err(error) => error,
+    };
+    let names = context.names()?;
+    let Some(report) = report::front(context.cluster()?.cluster, &names, map) else {
+        return Err(error);
+    };
+    let summary = |points: Option<LatencyPoints>| {
+        points.map_or(Value::Null, |points| {
+            json!({ "count": points.count, "mean_us": null, "p50_us": points.quantile(0.5),
+                    "p99_us": points.quantile(0.99), "p99_9_us": points.quantile(0.999),
+                    "max_us": points.quantile(1.0) })
+        })
+    };
+    let node = |known: &NodeLatency| {
+        json!({ "node": known.node, "name": names.name(known.node), "read": summary(known.read),
+                "write": summary(known.write), "network": summary(known.network),
+                "read_service": summary(known.read_service),
+                "write_service": summary(known.write_service) })
+    };
+    let guest = &report.guest;
+    Ok(json!({
+        "of": format!("the last minute, as host {} told the nodes", report.host),
+        "told_unix_s": report.at_unix_s,
+        "read": summary(guest.read.latency), "write": summary(guest.write.latency),
+        "flush": summary(guest.flush.latency),
+        "reads_per_s": guest.read.ops_per_s, "writes_per_s": guest.write.ops_per_s,
+        "nodes": report.nodes.iter().map(node).collect::<Vec<_>>(),
+    }))
+}
+
 /// Columns of a latency summary, in the front's words.
 const LATENCY: [(&str, &str); 6] = [
     ("count", "count"),
@@ -134,25 +172,37 @@ const LATENCY: [(&str, &str); 6] = [
     ("max us", "max_us"),
 ];
 
-const ROUND_TRIP: &str = "round trip to ";
+/// What a front measures per node: its name in the answer, and how a row of it is called.
+const PER_NODE: [(&str, &str); 5] = [
+    ("read", "read from"),
+    ("write", "write to"),
+    ("network", "network to"),
+    ("read_service", "read inside"),
+    ("write_service", "write inside"),
+];
 
 /// The front's answer: latency summaries as a table, everything else as lines. Its counters grow with
 /// its releases; all are shown.
 fn front_text(answer: &Value) -> String {
     let mut rows = Vec::new();
+    let mut nodes = Vec::new();
     let mut rest = Vec::new();
     for (name, value) in answer.as_object().into_iter().flatten() {
         match value {
+            // Nothing of it was measured.
+            Value::Null => {}
             // Said by the caller, or not worth saying.
             _ if name == "ok" || name == "volume" => {}
             Value::Array(list) => {
                 for item in list {
-                    match (item["name"].as_str(), latency_row("", &item["round_trip"])) {
-                        (Some(node), Some(row)) => {
-                            rows.push(named(format!("{ROUND_TRIP}{node}"), row));
-                        }
-                        _ => flatten(name, item, &mut rest),
-                    }
+                    let Some(node) = item["name"].as_str() else {
+                        flatten(name, item, &mut rest);
+                        continue;
+                    };
+                    let of_node = PER_NODE.iter().filter_map(|(field, title)| {
+                        latency_row(&format!("{title} {node}"), &item[*field])
+                    });
+                    nodes.extend(of_node);
                 }
             }
             value => match latency_row(name, value) {
@@ -162,7 +212,8 @@ fn front_text(answer: &Value) -> String {
         }
     }
     // The guest's operations first.
-    rows.sort_by_key(|row: &Vec<String>| (row[0].starts_with(ROUND_TRIP), row[0].clone()));
+    rows.sort();
+    rows.append(&mut nodes);
     let mut columns = vec![("what", Align::Left)];
     columns.extend(LATENCY.iter().map(|(title, _)| (*title, Align::Right)));
     let rest: Vec<(&str, String)> = rest
@@ -172,11 +223,6 @@ fn front_text(answer: &Value) -> String {
     format!("{}\n\n{}", table(&columns, rows), fields(&rest))
 }
 
-fn named(name: String, mut row: Vec<String>) -> Vec<String> {
-    row[0] = name;
-    row
-}
-
 /// A row of the table, if the value is a latency summary.
 fn latency_row(name: &str, value: &Value) -> Option<Vec<String>> {
     let mut row = vec![name.to_owned()];
@@ -184,6 +230,7 @@ fn latency_row(name: &str, value: &Value) -> Option<Vec<String>> {
         let number = value.get(field)?;
         row.push(match number.as_u64() {
             Some(count) => count.to_string(),
+            None if number.is_null() => "-".into(),
             None => format!("{:.1}", number.as_f64()?),
         });
     }
@@ -231,11 +278,13 @@ mod tests {
         let summary = json!({ "count": 2, "mean_us": 1.25, "p50_us": 1.0, "p99_us": 2.0,
                               "p99_9_us": 2.0, "max_us": 2.5 });
         let text = front_text(&json!({ "ok": true, "read": summary, "errors": 3,
-                                       "nodes": [{ "name": "n1", "round_trip": summary }] }));
+                                       "nodes": [{ "name": "n1", "node": "x", "read": summary, "network": summary }] }));
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("WHAT"), "{text}");
         assert!(
-            text.contains("round trip to n1") && text.contains("errors  3"),
+            text.contains("read from n1")
+                && text.contains("network to n1")
+                && text.contains("errors  3"),
             "{text}"
         );
         assert!(

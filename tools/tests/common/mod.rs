@@ -13,10 +13,14 @@ use std::thread::JoinHandle;
 use tempfile::TempDir;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::record::FrontRecord;
+use ukai_meta::report::{FrontReport, GuestReports, ServiceReport};
 use ukai_meta::{
-    Attach, MapUpdate, MetaStore, NodeLive, NodeRecord, TransitionError, catalog, transition,
+    Attach, LatencyPoints, MapUpdate, MetaStore, NodeLatency, NodeLive, NodeRecord,
+    TransitionError, catalog, transition,
 };
-use ukai_proto::{BootId, ClusterId, Incarnation, NodeId};
+use ukai_proto::heat::HeatPage;
+use ukai_proto::message::ReportKind;
+use ukai_proto::{BootId, ClusterId, Incarnation, NodeId, Token};
 
 pub const CLUSTER: ClusterId = ClusterId([0xc1; 16]);
 
@@ -175,6 +179,7 @@ impl World {
             "names",
             "volumes",
             "fronts",
+            "latencies",
         ] {
             walk(&*self.store, root.into(), &mut out);
         }
@@ -215,6 +220,46 @@ impl World {
             pid: 4711,
         };
         catalog::set_front(&*self.store, self.map(name).head.volume, &front).unwrap();
+    }
+
+    /// Node `n` was told this by a front of that token, on host hv7: seven reads.
+    pub fn tell_front(&self, n: u8, token: u32, at_unix_s: u64) {
+        let points = LatencyPoints::from_quantiles(7, |quantile| 100.0 + quantile);
+        let mut report = FrontReport {
+            host: "hv7".into(),
+            token: Token(token),
+            at_unix_s,
+            guest: GuestReports::default(),
+            nodes: vec![NodeLatency {
+                network: points,
+                ..NodeLatency::of(node_id(1))
+            }],
+            job: None,
+        };
+        report.guest.read.latency = points;
+        let key = (ReportKind::FRONT.0, 0);
+        self.held(n, |held| held.reports.insert(key, report.encode()));
+    }
+
+    /// Each shard of node `n` has served five reads, 80 us each, and no write.
+    pub fn serve(&self, n: u8) {
+        let read = LatencyPoints::from_quantiles(5, |_| 80.0);
+        let report = ServiceReport { read, write: None };
+        let key = (ReportKind::SERVICE.0, 0);
+        self.held(n, |held| held.reports.insert(key, report.encode()));
+    }
+
+    /// Node `n` was told this page of the heat.
+    pub fn tell_heat(&self, n: u8, number: u32, page: &HeatPage) {
+        let key = (ReportKind::HEAT.0, number);
+        self.held(n, |held| held.reports.insert(key, page.encode()));
+    }
+
+    /// A run that fails; how.
+    pub fn fails(&self, args: &[&str]) -> Ran {
+        let ran = self.run(args);
+        assert_ne!(ran.code, 0, "{ran:?}");
+        ran
     }
 
     /// A file in the world's folder.
