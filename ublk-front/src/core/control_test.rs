@@ -26,6 +26,16 @@ pub(super) struct World {
     /// Chunks whose next copy finds a difference.
     pub(super) differ: BTreeSet<ChunkIndex>,
     pub(super) seen: Vec<(PeerIndex, Opcode, ChunkIndex)>,
+    /// The same, whole.
+    pub(super) sent: Vec<(PeerIndex, Header, Vec<u8>)>,
+    /// Requests that a peer does not answer.
+    pub(super) mute: Vec<(PeerIndex, Opcode)>,
+    /// FENCE is refused with this.
+    pub(super) fence_refused: BTreeMap<PeerIndex, Status>,
+    /// Nodes that the lane names when it drains the next time.
+    pub(super) behind: Vec<NodeId>,
+    /// Somebody else has changed the map: transactions fail until it is read.
+    pub(super) map_moved: bool,
     pub(super) pulls: Vec<(PeerIndex, ChunkIndex, Pull)>,
     pub(super) pulls_answered: bool,
     /// Sources with a bad sector in a chunk.
@@ -59,7 +69,7 @@ pub(super) struct World {
 }
 
 impl World {
-    fn new(map: VolumeMap) -> Self {
+    pub(super) fn new(map: VolumeMap) -> Self {
         let config = ControlConfig::new(VOLUME, holder());
         let core = ControlCore::new(config, Arc::new(SharedSeq::default()));
         Self {
@@ -72,6 +82,11 @@ impl World {
             written: BTreeMap::new(),
             differ: BTreeSet::new(),
             seen: Vec::new(),
+            sent: Vec::new(),
+            mute: Vec::new(),
+            fence_refused: BTreeMap::new(),
+            behind: Vec::new(),
+            map_moved: false,
             pulls: Vec::new(),
             pulls_answered: true,
             bad: BTreeSet::new(),
@@ -142,6 +157,7 @@ impl World {
                 }
             }
             ControlAction::MetaLoad(id) => {
+                self.map_moved &= self.meta_down;
                 let nodes = vec![record(A, "a"), record(B, "b"), record(C, "c")];
                 let outcome = if self.deleted {
                     MetaOutcome::NoVolume
@@ -155,6 +171,9 @@ impl World {
             ControlAction::MetaCommit(id, update) => {
                 let outcome = if self.meta_down {
                     MetaOutcome::Failed(CommitError::Unknown)
+                } else if self.map_moved {
+                    let key = "head".into();
+                    MetaOutcome::Failed(CommitError::Conflict { key })
                 } else if std::mem::take(&mut self.outcome_lost) {
                     self.map = committed(*update);
                     MetaOutcome::Failed(CommitError::Unknown)
@@ -192,6 +211,7 @@ impl World {
             }
             ControlAction::Send { peer, header, aux } => {
                 self.seen.push((peer, header.opcode, header.chunk));
+                self.sent.push((peer, header, aux.clone()));
                 if self.up.contains(&peer)
                     && let Some(reply) = self.answer(peer, &header, &aux)
                 {
@@ -207,7 +227,7 @@ impl World {
                 let report = match &order {
                     LaneOrder::Prepare { epoch, .. } => Some(LaneReport::Prepared {
                         epoch: *epoch,
-                        behind: Vec::new(),
+                        behind: std::mem::take(&mut self.behind),
                     }),
                     LaneOrder::Install { epoch, .. } => {
                         Some(LaneReport::Installed { epoch: *epoch })
@@ -230,7 +250,14 @@ impl World {
             self.unanswered.insert(peer, *header);
             return None;
         }
+        if self.mute.contains(&(peer, header.opcode)) {
+            return None;
+        }
         let list = match header.opcode {
+            Opcode::Fence if self.fence_refused.contains_key(&peer) => {
+                let reply = header.reply(self.fence_refused[&peer]);
+                return Some(Frame::new(reply, Vec::new(), None));
+            }
             Opcode::Fence => chunk_list(&self.intents.get(&peer).cloned().unwrap_or_default()),
             Opcode::WrittenSince => {
                 chunk_list(&self.written.get(&peer).cloned().unwrap_or_default())
@@ -316,7 +343,7 @@ impl World {
         self.event(ControlEvent::LaneAdded(LaneId(0)));
     }
 
-    fn state(&self, node: NodeId) -> Option<ReplicaState> {
+    pub(super) fn state(&self, node: NodeId) -> Option<ReplicaState> {
         self.map.replicas(ChunkIndex(0)).on(node)
     }
 
@@ -337,7 +364,7 @@ impl World {
     }
 }
 
-const ALL: ChunkRange = ChunkRange {
+pub(super) const ALL: ChunkRange = ChunkRange {
     start: ChunkIndex(0),
     count: 16,
 };
@@ -880,8 +907,17 @@ fn answers_to_an_earlier_copy_job_do_not_count_for_the_next() {
             world.event(ControlEvent::PeerFrame { peer, header, aux });
         }
     }
+    // As many answers as the second job waits for, but not all of them to its own questions.
+    let own = world.lists_kept.take().unwrap();
+    let of_target = |event: &ControlEvent| matches!(event, ControlEvent::PeerFrame { peer, .. } if *peer == PEER_C);
+    let (target, sources): (Vec<_>, Vec<_>) = own.into_iter().partition(of_target);
+    assert_eq!((target.len(), sources.len()), (1, 2));
+    for event in target {
+        world.event(event);
+    }
+    world.pass(Duration::from_millis(100));
     assert_eq!(world.state(C), Some(ReplicaState::Joining));
-    for event in world.lists_kept.take().unwrap() {
+    for event in sources {
         world.event(event);
     }
     world.pass(Duration::from_millis(100));

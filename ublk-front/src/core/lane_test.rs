@@ -19,19 +19,19 @@ fn prepared(epoch: u64, behind: &[NodeId]) -> LaneReport {
     LaneReport::Prepared { epoch, behind }
 }
 
-struct Bench {
-    lane: LaneCore,
-    config: Arc<LaneConfig>,
-    out: Vec<LaneAction>,
-    now: Now,
+pub(super) struct Bench {
+    pub(super) lane: LaneCore,
+    pub(super) config: Arc<LaneConfig>,
+    pub(super) out: Vec<LaneAction>,
+    pub(super) now: Now,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with_seq(Arc::new(SharedSeq::default()))
     }
 
-    fn with_seq(seq: Arc<SharedSeq>) -> Self {
+    pub(super) fn with_seq(seq: Arc<SharedSeq>) -> Self {
         let config = config(attached());
         let mut bench = Self {
             lane: LaneCore::new(LaneId(0), seq, LaneLimits::default()),
@@ -46,23 +46,23 @@ impl Bench {
         bench
     }
 
-    fn up(&mut self, peer: PeerIndex, start: u64) {
+    pub(super) fn up(&mut self, peer: PeerIndex, start: u64) {
         self.lane.peer_up(self.now, peer, run(start), &mut self.out);
     }
 
-    fn down(&mut self, peer: PeerIndex) {
+    pub(super) fn down(&mut self, peer: PeerIndex) {
         self.lane.peer_down(self.now, peer, &mut self.out);
     }
 
-    fn tick(&mut self) {
+    pub(super) fn tick(&mut self) {
         self.lane.tick(self.now, &mut self.out);
     }
 
-    fn order(&mut self, order: LaneOrder) {
+    pub(super) fn order(&mut self, order: LaneOrder) {
         self.lane.order(self.now, order, &mut self.out);
     }
 
-    fn guest(&mut self, tag: u32, op: GuestOp, sector: u64, count: u32) {
+    pub(super) fn guest(&mut self, tag: u32, op: GuestOp, sector: u64, count: u32) {
         let io = GuestIo {
             tag: GuestTag(tag),
             op,
@@ -76,12 +76,12 @@ impl Bench {
         self.lane.guest(self.now, io, &data, &mut self.out);
     }
 
-    fn write(&mut self, tag: u32, sector: u64) {
+    pub(super) fn write(&mut self, tag: u32, sector: u64) {
         self.guest(tag, GuestOp::Write { fua: false }, sector, 1);
     }
 
     /// Frames to send since the last call.
-    fn sent(&mut self) -> Vec<(PeerIndex, Header)> {
+    pub(super) fn sent(&mut self) -> Vec<(PeerIndex, Header)> {
         let taken = std::mem::take(&mut self.out);
         let (sent, rest): (Vec<_>, Vec<_>) = taken
             .into_iter()
@@ -95,18 +95,18 @@ impl Bench {
             .collect()
     }
 
-    fn answer(&mut self, (peer, header): &(PeerIndex, Header), status: Status) {
+    pub(super) fn answer(&mut self, (peer, header): &(PeerIndex, Header), status: Status) {
         let reply = header.reply(status);
         self.lane
             .peer_frame(self.now, *peer, &reply, &[], &[], &mut self.out);
     }
 
-    fn answer_read(&mut self, sent: &(PeerIndex, Header), data: &[u8], crc: u32) {
+    pub(super) fn answer_read(&mut self, sent: &(PeerIndex, Header), data: &[u8], crc: u32) {
         self.answer_read_of(sent, data, crc, Seq(0));
     }
 
     /// With the highest sequence number that the sectors have.
-    fn answer_read_of(
+    pub(super) fn answer_read_of(
         &mut self,
         (peer, header): &(PeerIndex, Header),
         data: &[u8],
@@ -122,7 +122,7 @@ impl Bench {
             .peer_frame(self.now, *peer, &reply, &aux, data, &mut self.out);
     }
 
-    fn completed(&mut self) -> Vec<(u32, Result<(), GuestError>)> {
+    pub(super) fn completed(&mut self) -> Vec<(u32, Result<(), GuestError>)> {
         let mut done = Vec::new();
         self.out.retain(|action| match action {
             LaneAction::Complete { tag, result } => {
@@ -134,7 +134,7 @@ impl Bench {
         done
     }
 
-    fn reports(&mut self) -> Vec<LaneReport> {
+    pub(super) fn reports(&mut self) -> Vec<LaneReport> {
         let mut reports = Vec::new();
         self.out.retain(|action| match action {
             LaneAction::Report(report) => {

@@ -18,6 +18,8 @@ pub mod lane;
 mod lane_test;
 mod piece;
 #[cfg(test)]
+mod regression_test;
+#[cfg(test)]
 mod relocate_test;
 pub mod seq;
 mod split;

@@ -4,7 +4,7 @@ use super::*;
 use crate::core::{CloseReason, HELLO_TIMEOUT_NS};
 use crate::disk::api::{DiskResult, IoId};
 use ukai_proto::limits::CONN_REQUESTS_MAX;
-use ukai_proto::message::{ShardStats, read_crc_table, read_sector_states};
+use ukai_proto::message::{ShardStats, read_crc_table, read_sector_states, read_seqs};
 
 fn closes(node: &Node) -> Vec<CloseReason> {
     let closes = node.out.iter().filter_map(|action| match action {
@@ -310,4 +310,24 @@ fn the_background_goes_on_beside_requests_in_flight() {
     let before = node.core.store.backgrounds;
     node.event(ShardEvent::Tick);
     assert!(node.core.store.backgrounds > before);
+}
+
+/// The highest sequence number says nothing about the other sectors: their writes may end later.
+#[test]
+fn a_read_of_several_sectors_tells_the_number_of_each_while_one_may_be_in_flight() {
+    let mut node = Node::new(1);
+    assert_eq!(node.fence(1, 0), Status::Ok);
+    for (seq, sector) in [(5, 10), (9, 11)] {
+        assert_eq!(node.write(1, seq, sector, &[1]), Status::Ok);
+    }
+    for (settled, told) in [(0, true), (8, true), (9, false)] {
+        node.core.store.settled = Some((Token(1), Seq(settled)));
+        let reply = node.ask(ranged(Opcode::Read, 1, 10, 2), Vec::new(), None);
+        assert_eq!(reply.header.seq, Seq(9));
+        // Padding reads as zeros, which no write has.
+        let seqs = read_seqs(&reply.aux, 2).into_iter().flatten();
+        let seqs: Vec<Seq> = seqs.filter(|seq| *seq > Seq(0)).collect();
+        let expected = [Seq(5), Seq(9)];
+        assert_eq!(seqs, expected[..if told { 2 } else { 0 }]);
+    }
 }

@@ -4,6 +4,9 @@
 //! front's announcement (an ephemeral record) alive. A session that has expired is replaced by a new
 //! one, which all of them use from then on.
 
+#[cfg(test)]
+mod announce_test;
+
 use crate::core::api::{MetaId, MetaOutcome};
 use crate::shell::clock;
 use crate::shell::context::{ControlInput, ControlPort};
