@@ -1,5 +1,6 @@
 //! Bugs that the simulator found once, as scenarios: what happened then, at given moments, under many delays, whatever
-//! draws of seeds become. Those that need one exact order of messages are unit tests as well; docs/correctness.md has the table.
+//! draws of seeds become. Those that need one exact order of messages are unit tests as well; docs/correctness.md has the table,
+//! with what was seen to fail without its cure.
 
 use ukai_sim::Options;
 use ukai_sim::script::{Scenario, Step, run_scenario};
@@ -51,7 +52,8 @@ fn a_full_node_recorded_stale_by_a_lost_answer_is_filled_later() {
 }
 
 /// While a front fenced without one of the nodes, an administrator changed the map: the front sent the same
-/// transaction again and again and never served.
+/// transaction again and again and never served. The change must fall into the moment of that transaction, which is rare here:
+/// the cure is kept by a unit test, this exercises changes of the map all through a fencing.
 #[test]
 fn a_map_changed_while_a_front_fences_is_read_again() {
     for at in [4200, 4500, 4800, 5100] {
@@ -86,7 +88,8 @@ fn a_write_that_fails_at_one_replica_is_no_error_while_the_map_changes() {
 }
 
 /// A location was taken into sync while a write that its source had got after the ceiling was on its way to it; then
-/// the front died, and the source went (seed 4456).
+/// the front died, and the source went (seed 4456). The cure is kept by a unit test; this exercises moves under writes with a
+/// front that dies in their midst, and passes without it.
 #[test]
 fn a_location_filled_under_writes_has_them_when_its_source_goes() {
     let mut steps = Vec::new();
@@ -110,7 +113,8 @@ fn a_location_is_not_filled_from_what_is_bad() {
     }
 }
 
-/// A front that stood still while another one took the volume went on to answer reads and to send writes.
+/// A front that stands still while another one takes the volume neither answers reads nor sends writes afterwards. Exercises
+/// that; no single cure depends on it.
 #[test]
 fn a_front_that_stood_still_does_nothing_more() {
     let mut steps = Vec::new();
@@ -124,7 +128,8 @@ fn a_front_that_stood_still_does_nothing_more() {
 }
 
 /// Two nodes lost power one after the other: what one had not flushed came back from nobody, if the second was
-/// counted as made good by an attach before it (seed 24631), or copies were taken from it.
+/// counted as made good by an attach before it (seed 24631, an error of the simulator). Exercises two losses of power with
+/// a dying front; no cure of the product depends on it alone.
 #[test]
 fn a_node_that_lost_power_is_compared_before_the_next_one_does() {
     let mut steps = Vec::new();
@@ -141,7 +146,7 @@ fn a_node_that_lost_power_is_compared_before_the_next_one_does() {
 }
 
 /// Answers to the transactions of an attach were lost, and all nodes but one were away: the front waited for
-/// a node that it had recorded stale itself.
+/// a node that it had recorded stale itself. Exercises lost answers and outages around attaches.
 #[test]
 fn an_attach_whose_answers_are_lost_ends() {
     let steps = vec![
@@ -155,7 +160,7 @@ fn an_attach_whose_answers_are_lost_ends() {
     holds(&Scenario { steps, ..pair() });
 }
 
-/// A device without room for new data: the replica that refuses is left out, the guest sees nothing.
+/// A device without room for new data: the replica that refuses is left out, the guest sees nothing. Exercises that.
 #[test]
 fn a_device_that_is_full_for_a_while_costs_no_request() {
     let steps = every(700, 100..5000, Step::DeviceFull(1, 400));
