@@ -499,6 +499,21 @@ fn copies_that_others_took_away_stop_the_job() {
 }
 
 #[test]
+fn goals_beyond_the_end_are_passed_over() {
+    let (map, mut job) = plain();
+    job.goals = vec![(CHUNKS, 5, 0), (u32::MAX, 7, 0), (CHUNKS - 1, 9, 0)];
+    let seen = outlook(&map, &job);
+    assert_eq!(seen.chunks_total, 1);
+    match seen.next {
+        Next::Changes(changes) => {
+            assert_eq!(changes.len(), 1);
+            assert_eq!(changes[0].range(), one_chunk(ChunkIndex(CHUNKS - 1)));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn impossible_jobs_are_refused() {
     let (map, good) = plain();
     good.check(&map).unwrap();

@@ -137,11 +137,12 @@ impl Runs {
         rest.iter()
             .enumerate()
             .take_while(move |(_, (at, _))| *at < end)
-            .map(move |(i, (at, set))| {
+            .filter_map(move |(i, (at, set))| {
                 let next = rest.get(i + 1).map_or(self.1, |(next, _)| *next);
-                (chunk_range((*at).max(start)..next.min(end)), *set)
+                // A damaged record may name chunks that the volume does not have.
+                let (from, to) = ((*at).max(start), next.min(end));
+                (from < to).then(|| (chunk_range(from..to), *set))
             })
-            .filter(|(range, _)| range.count > 0)
     }
 }
 
