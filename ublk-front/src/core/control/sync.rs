@@ -459,12 +459,6 @@ impl ControlCore {
                 if pulled.sectors_copied > 0 {
                     sync.redo.insert(part);
                 }
-                if pulled.sectors_bad > 0 {
-                    // Not equal to what is good somewhere: from another source, if there is one.
-                    sync.bad.insert((chunk, source));
-                    sync.redo.remove(&part);
-                    sync.todo.insert(part);
-                }
                 if paced {
                     let copied = u64::from(pulled.sectors_copied.min(part.count.into()));
                     let copied = copied * SECTOR_BYTES as u64;
