@@ -285,7 +285,7 @@ pub(crate) struct Map {
     #[arg(long, conflicts_with = "json")]
     pub(crate) picture: bool,
     /// With --json, also the uses per second of each chunk
-    #[arg(long, requires = "json")]
+    #[arg(long)]
     pub(crate) heat: bool,
 }
 
