@@ -514,6 +514,15 @@ fn goals_beyond_the_end_are_passed_over() {
 }
 
 #[test]
+fn a_node_both_wanted_and_forbidden_is_kept() {
+    let (map, mut job) = plain();
+    job.sets[0].remove.push(node(1));
+    let (after, end) = to_its_end(map, &job, BATCH);
+    assert_eq!(end, Next::Done);
+    assert!(after.is_in_sync(ChunkIndex(0), node(1)));
+}
+
+#[test]
 fn impossible_jobs_are_refused() {
     let (map, good) = plain();
     good.check(&map).unwrap();

@@ -191,6 +191,8 @@ fn need(
     }
     let sources = goal.remove.iter().copied();
     let sources: Vec<NodeId> = sources
+        // A damaged record that also wants it would be moved to and fro for ever.
+        .filter(|node| !goal.add.contains(node))
         .filter(|node| matches!(stored.on(*node), Some(InSync | Joining)))
         .collect();
     if sources.is_empty() {
