@@ -881,6 +881,49 @@ fn a_new_token_reconciles_what_was_open_on_a_node_whose_process_died() {
     assert_eq!(world.unreconciled(), [open, doubted]);
 }
 
+/// A replica of which the only other one doubts a sector cannot be filled from it before that one was fenced anew.
+#[test]
+fn what_only_a_doubting_source_has_is_copied_under_a_new_token() {
+    for attaching in [false, true] {
+        let chunk = ChunkIndex(3);
+        let mut world = World::new(fresh());
+        world.intents.insert(PEER_A, vec![chunk]);
+        if attaching {
+            // It dies and comes back before the other one is waited for no longer.
+            world.up.remove(&PEER_B);
+            world.event(ControlEvent::Start);
+            world.event(ControlEvent::PeerDown { peer: PEER_A });
+            world.run_start.insert(PEER_A, 2);
+            let incarnation = run(2);
+            let peer = PEER_A;
+            world.event(ControlEvent::PeerUp { peer, incarnation });
+            world.pass(Duration::from_secs(20));
+            assert!(world.ready);
+            world.event(ControlEvent::LaneAdded(LaneId(0)));
+        } else {
+            world.event(ControlEvent::Start);
+            world.event(ControlEvent::LaneAdded(LaneId(0)));
+            world.lose(PEER_B);
+            world.pass(Duration::from_secs(5));
+            world.lose(PEER_A);
+            world.restore(PEER_A, 2);
+            world.pass(Duration::from_secs(1));
+        }
+        let token = world.map.head.token;
+        world.bad = [(A, chunk)].into();
+        world.written.insert(PEER_A, vec![chunk]);
+        world.restore(PEER_B, 2);
+        for _ in 0..100 {
+            world.pass(Duration::from_secs(1));
+            if world.map.head.token > token {
+                world.bad.clear();
+            }
+        }
+        assert_eq!(world.map.head.token.0, token.0 + 1, "once");
+        assert_eq!(world.state(B), Some(ReplicaState::InSync));
+    }
+}
+
 #[test]
 fn answers_to_an_earlier_copy_job_do_not_count_for_the_next() {
     let mut world = World::serving();

@@ -34,10 +34,13 @@ pub(super) fn judge(
 ) -> Verdict {
     let held_bad = has(held, SectorState::BAD);
     if has(source, SectorState::BAD) {
-        // A mirror that differs from a bad original is not proven equal to anything.
+        // A mirror that differs from a bad original is not proven equal to anything. Adopted content proves nothing by its
+        // version: after a loss of power that is zero, as of what was never written.
         let same_version = held.version == source.version;
+        let unknown =
+            same_version && (source.version == Version::ZERO || has(held, SectorState::ADOPTED));
         let differs = mode.is_mirror() && !same_version;
-        if takes_bad(mode, source) {
+        if takes_bad(mode, source) && (held_bad || !unknown) {
             let in_reach = source.version <= ceiling && held.version <= ceiling;
             return match (differs && in_reach, held_bad && !same_version) {
                 (true, _) => Verdict::Take,
@@ -45,7 +48,7 @@ pub(super) fn judge(
                 (false, false) => Verdict::Keep,
             };
         }
-        return if held_bad || differs {
+        return if held_bad || differs || (mode.is_mirror() && unknown) {
             Verdict::Bad
         } else {
             Verdict::Keep
@@ -209,6 +212,19 @@ mod tests {
         let bad = state(2, 2, SectorState::BAD);
         assert_eq!(judge(&state(3, 2, 0), &bad), Verdict::Bad);
         assert_eq!(judge(&state(2, 2, 0), &bad), Verdict::Keep);
+        let adopted = state(2, 3, SectorState::ADOPTED);
+        assert_eq!(judge(&adopted, &bad), Verdict::Bad);
+        let after_power_loss = SectorState {
+            version: Version::ZERO,
+            ..state(0, 7, SectorState::ADOPTED)
+        };
+        let doubted = SectorState {
+            flags: SectorState::ADOPTED | SectorState::BAD | SectorState::DOUBTED,
+            ..after_power_loss
+        };
+        for held in [&SectorState::UNWRITTEN, &after_power_loss] {
+            assert_eq!(judge(held, &doubted), Verdict::Bad, "{held:?}");
+        }
     }
 
     #[test]

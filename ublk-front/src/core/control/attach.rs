@@ -114,6 +114,13 @@ impl ControlCore {
         chunks.retain(|chunk| chunk.0 < count);
         self.seen.entry(node).or_default().intents.extend(&chunks);
         if matches!(self.phase, Phase::Fencing { .. }) {
+            // A run that was fenced for the first time under a token that its former run knows doubts what it adopted.
+            let seen = self.seen.entry(node).or_default();
+            let run = seen.up.values().next().copied();
+            if run.is_some() && seen.listed.is_some_and(|listed| Some(listed) != run) {
+                self.recovered.extend(&chunks);
+            }
+            seen.listed = seen.listed.or(run);
             self.intents.extend(chunks);
         } else if self.is_another_run(node) {
             self.recovered.extend(chunks);

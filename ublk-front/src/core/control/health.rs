@@ -39,6 +39,8 @@ pub(super) struct NodeSeen {
     pub(super) failed: Option<Status>,
     /// Shards fenced under this front's token, at which generation, by this run.
     pub(super) fenced: BTreeMap<PeerIndex, Generation>,
+    /// The run that was the first to list its open intents while this front attached.
+    pub(super) listed: Option<Incarnation>,
     /// Open intents that its fence replies listed.
     pub(super) intents: BTreeSet<ChunkIndex>,
     /// Shards that have deleted the replicas that leave.

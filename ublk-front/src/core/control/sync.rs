@@ -480,6 +480,7 @@ impl ControlCore {
                     let count = u16::try_from(self.map().chunk_sectors()).unwrap_or(u16::MAX);
                     let range = (SectorInChunk(0), count);
                     self.repair_range(now, (chunk, range), source, None, out);
+                    self.bad_at_source(chunk);
                 }
             }
             failed => {
@@ -504,6 +505,16 @@ impl ControlCore {
             }
         }
         self.copy_more(now, out);
+    }
+
+    /// Bad at every source: if one of them adopted it when its process died under this front, nobody will ever know better.
+    fn bad_at_source(&mut self, chunk: ChunkIndex) {
+        let Some(sync) = &self.sync else { return };
+        let mut sources = self.map().in_sync(chunk).filter(|node| *node != sync.node);
+        let is_bad = |source| sync.bad.contains(&(chunk, source));
+        if sources.all(is_bad) && self.recovered.contains(&chunk) {
+            self.abandoned(chunk);
+        }
     }
 
     /// Everything of this pass was compared: again over what differed, until nothing does.
