@@ -38,6 +38,8 @@ pub(super) struct World {
     pub(super) map_moved: bool,
     pub(super) pulls: Vec<(PeerIndex, ChunkIndex, Pull)>,
     pub(super) pulls_answered: bool,
+    /// Has no room for what is copied to it.
+    full: Option<PeerIndex>,
     /// Sources with a bad sector in a chunk.
     pub(super) bad: BTreeSet<(NodeId, ChunkIndex)>,
     /// Answers to WRITTEN_SINCE are kept here.
@@ -89,6 +91,7 @@ impl World {
             map_moved: false,
             pulls: Vec::new(),
             pulls_answered: true,
+            full: None,
             bad: BTreeSet::new(),
             lists_kept: None,
             hung: BTreeSet::new(),
@@ -274,6 +277,9 @@ impl World {
                 };
                 Report { body, ..asked }.encode()
             }
+            Opcode::Pull if self.full == Some(peer) => {
+                return Some(Frame::new(header.reply(Status::NoSpace), Vec::new(), None));
+            }
             // Hung: connected, and silent.
             Opcode::Settled if self.hung.contains(&peer) => return None,
             Opcode::Pull => {
@@ -432,6 +438,31 @@ fn open_intents_are_reconciled_both_ways_and_attach_does_not_wait() {
             (PEER_B, ChunkIndex(3), newer)
         ]
     );
+}
+
+#[test]
+fn a_node_without_room_for_what_is_reconciled_is_given_up_if_it_can_be_spared() {
+    let mut world = World::new(fresh());
+    world.intents.insert(PEER_A, vec![ChunkIndex(3)]);
+    world.full = Some(PEER_B);
+    world.event(ControlEvent::Start);
+    world.event(ControlEvent::LaneAdded(LaneId(0)));
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.state(B), Some(ReplicaState::Stale));
+    assert!(world.core.is_reconciled());
+    // It has the only replica of another chunk: it stays, and is asked again.
+    let only = transition::one_chunk(ChunkIndex(0));
+    let map = committed(transition::remove_location(&fresh(), only, A, 1).unwrap());
+    let mut world = World::new(map);
+    world.intents.insert(PEER_A, vec![ChunkIndex(3)]);
+    world.full = Some(PEER_B);
+    world.event(ControlEvent::Start);
+    world.event(ControlEvent::LaneAdded(LaneId(0)));
+    world.pass(Duration::from_secs(1));
+    assert!(world.map.is_in_sync(ChunkIndex(3), B) && !world.core.is_reconciled());
+    world.full = None;
+    world.pass(Duration::from_secs(1));
+    assert!(world.core.is_reconciled());
 }
 
 #[test]

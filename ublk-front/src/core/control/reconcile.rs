@@ -7,11 +7,12 @@
 
 use super::ControlCore;
 use super::request::Want;
-use crate::core::api::{ControlAction, LaneOrder, Now};
+use crate::core::api::{ControlAction, LaneOrder, Now, PeerIndex};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use ukai_meta::transition;
 use ukai_proto::message::{PullMode, Pulled};
-use ukai_proto::{ChunkIndex, NodeId, SectorInChunk, Status};
+use ukai_proto::{ChunkIndex, Generation, NodeId, SectorInChunk, Status};
 
 /// Chunks reconciled at a time: enough to keep disks busy, few enough to keep nodes responsive.
 const RECONCILE_WINDOW: usize = 8;
@@ -102,6 +103,7 @@ impl ControlCore {
     pub(super) fn reconciled(
         &mut self,
         now: Now,
+        peer: PeerIndex,
         chunk: ChunkIndex,
         result: Result<&[u8], Status>,
         out: &mut Vec<ControlAction>,
@@ -122,6 +124,9 @@ impl ControlCore {
                 *failed = true;
                 let text = format!("reconcile of chunk {chunk}: {status}; trying again");
                 self.note(text, out);
+                if status == Status::NoSpace {
+                    self.no_room(self.node_of(peer));
+                }
             }
         }
         if let Some((0, failed)) = self.reconcile.out.get(&chunk).copied() {
@@ -131,6 +136,15 @@ impl ControlCore {
             } else {
                 self.equal(vec![chunk], out);
             }
+        }
+    }
+
+    /// The node cannot take what another one has, now or ever: as with a write that it refuses, it is given up if it can be
+    /// spared, and the guest goes on. Else it is asked again.
+    fn no_room(&mut self, node: NodeId) {
+        let spared = transition::mark_stale_since(self.map(), &[(node, Generation(0))]);
+        if self.is_active(node) && spared.is_ok() {
+            self.seen.entry(node).or_default().failed = Some(Status::NoSpace);
         }
     }
 

@@ -373,7 +373,7 @@ impl ControlCore {
             }
             Want::Adopt | Want::Flush | Want::Settle | Want::Report => {}
             Want::Heat => self.heat_told(now, result.ok(), out),
-            Want::Reconcile { chunk } => self.reconciled(now, chunk, result, out),
+            Want::Reconcile { chunk } => self.reconciled(now, peer, chunk, result, out),
             // Answers to an earlier job say nothing about the present one.
             Want::List { job, .. } | Want::Copy { job, .. } | Want::SyncFlush { job }
                 if !self.is_sync_job(job) => {}
