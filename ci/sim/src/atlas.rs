@@ -1,8 +1,9 @@
 //! The fault atlas: which copies are good, and so what may still be destroyed.
 //!
 //! A replica is *good* for a chunk if the map says in-sync, its node did not lose power unnoticed and takes
-//! writes (no failed flush, and no change refused just now for want of room), and no sector of the chunk is damaged on it. A fault that takes data away needs another good replica; one
-//! that only takes a node away for a while must not leave a damaged or suspect one as the last in sync.
+//! writes (no failed flush, and no change refused just now for want of room), and no sector of the chunk is damaged on it. It
+//! is *sound* if besides no front waits to record it stale. A fault that takes data away needs another sound replica; one
+//! that only takes a node away for a while must not leave an unsound one as the last in sync.
 //! So whatever fails in a run is a bug, not bad luck.
 
 use crate::node::Process;
@@ -92,6 +93,20 @@ impl World {
         state.suspect_since.is_none() && !poisoned && !full && !self.is_damaged(node, chunk)
     }
 
+    /// Good, and not given up by a front that waits for it only because the metadata store is away. A node that failed a flush
+    /// cannot make it good by being started again: only what the guest is told, or a resynchronisation, ends that.
+    fn is_sound(&self, node: NodeIndex, chunk: ChunkIndex) -> bool {
+        let given_up = self.nodes[node].refused.is_some_and(|(front, at)| {
+            let front = &self.fronts[front];
+            let mut waiting = front.slots.iter().flatten().flatten();
+            front.alive && !front.ended && waiting.any(|slot| slot.since <= at)
+        });
+        let now = self.queue.now();
+        let mut copies = self.no_room.iter();
+        let no_room = copies.any(|((refused, _), at)| *refused == node && at + NOTICE_MAX > now);
+        self.is_good(node, chunk) && !given_up && !no_room
+    }
+
     /// Does something hold for the other in-sync replicas of every chunk that the node has in sync?
     fn others_of_all(
         &mut self,
@@ -112,7 +127,7 @@ impl World {
     /// May the node be out of reach? Its data stays; but the front may go on with the others alone.
     pub(crate) fn may_be_away(&mut self, node: NodeIndex) -> bool {
         self.others_of_all(node, |world, chunk, others| {
-            others.iter().all(|other| world.is_good(*other, chunk))
+            others.iter().all(|other| world.is_sound(*other, chunk))
         })
     }
 
@@ -120,7 +135,7 @@ impl World {
     pub(crate) fn may_lose_power(&mut self, node: NodeIndex) -> bool {
         !self.is_fragile(node)
             && self.others_of_all(node, |world, chunk, others| {
-                others.iter().any(|other| world.is_good(*other, chunk))
+                others.iter().any(|other| world.is_sound(*other, chunk))
             })
     }
 
@@ -129,8 +144,8 @@ impl World {
         self.others_of_all(node, |world, chunk, others| {
             others
                 .iter()
-                .any(|other| world.is_good(*other, chunk) && world.is_at_hand(*other))
-                && others.iter().all(|other| world.is_good(*other, chunk))
+                .any(|other| world.is_sound(*other, chunk) && world.is_at_hand(*other))
+                && others.iter().all(|other| world.is_sound(*other, chunk))
         })
     }
 
@@ -153,7 +168,7 @@ impl World {
         let holders = self.holders(&map, chunk);
         holders.contains(&node)
             && holders.iter().any(|other| {
-                *other != node && self.is_good(*other, chunk) && self.is_at_hand(*other)
+                *other != node && self.is_sound(*other, chunk) && self.is_at_hand(*other)
             })
     }
 
@@ -165,7 +180,7 @@ impl World {
         };
         let holders = self.holders(&map, chunk);
         let mut others = holders.iter().filter(|other| **other != node);
-        others.all(|other| self.is_good(*other, chunk))
+        others.all(|other| self.is_sound(*other, chunk))
     }
 
     /// No good copy of this sector is in sync: what the guest is told about it is nobody's fault.

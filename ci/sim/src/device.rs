@@ -250,14 +250,26 @@ impl World {
         self.transmit(link, true, Frame::bare(header));
     }
 
-    pub(crate) fn scrubbed(&mut self, link: LinkId, node: NodeIndex, sector: u64, header: &Header) {
+    pub(crate) fn scrubbed(
+        &mut self,
+        link: LinkId,
+        node: NodeIndex,
+        sector: u64,
+        frame: &Frame<Vec<u8>>,
+    ) {
+        let header = &frame.header;
         if header.opcode == Opcode::Hello {
             return;
         }
         self.close_from(link, false);
         match header.status {
-            // It lies elsewhere by now.
-            Status::Ok => self.damage.retain(|d| (d.node, d.sector) != (node, sector)),
+            // It lies elsewhere by now; unless the damage itself is told: adopted by a node that died, until the chunk is
+            // reconciled.
+            Status::Ok => self.damage.retain(|damage| {
+                let told = frame.data.as_deref();
+                (damage.node, damage.sector) != (node, sector)
+                    || told == Some(&damage.content[..]) && !damage.unreadable
+            }),
             Status::BadCrc | Status::IoError => {
                 let Some(front) = self.serving_front() else {
                     return;

@@ -16,6 +16,7 @@ use ublk_front::core::api::{GuestError, GuestIo, GuestOp, GuestTag};
 use ukai_meta::map::VolumeMap;
 use ukai_meta::transition;
 use ukai_meta::{NodeHealth, ReplicaState};
+use ukai_proto::message::PullMode;
 use ukai_proto::{ChunkIndex, Header, Opcode};
 
 /// Room is given in steps this far apart: what is there may suffice.
@@ -47,7 +48,7 @@ impl World {
     }
 
     /// A node answers that it has no room.
-    pub(crate) fn told_full(&mut self, link: LinkId, header: &Header) {
+    pub(crate) fn told_full(&mut self, link: LinkId, header: &Header, pull: Option<PullMode>) {
         let Some(link) = self.links.get(&link).copied() else {
             return;
         };
@@ -57,6 +58,9 @@ impl World {
         let (now, node) = (self.queue.now(), link.node);
         if header.opcode == Opcode::Pull {
             self.mark(Mark::CopyNoSpace);
+            if pull == Some(PullMode::Newer) {
+                self.no_room.insert((node, header.chunk), now);
+            }
             return;
         }
         self.mark(Mark::NoSpaceAnswered);
@@ -98,13 +102,22 @@ impl World {
     /// May this request have failed so because a node that cannot be spared has no room?
     pub(crate) fn is_for_want_of_room(&self, slot: &Slot, result: Result<(), GuestError>) -> bool {
         let failed = matches!(result, Err(GuestError::NoSpace | GuestError::Io));
-        let changes = matches!(slot.io.op, GuestOp::Write { .. } | GuestOp::Zero { .. });
-        let Some(map) = self.map.clone().filter(|_| failed && changes) else {
+        let ranged = !matches!(slot.io.op, GuestOp::Flush);
+        let changes = ranged && slot.io.op != GuestOp::Read;
+        let Some(map) = self.map.clone().filter(|_| failed && ranged) else {
             return false;
         };
         let last = slot.io.sector + u64::from(slot.io.count) - 1;
         let chunks = self.chunk_of(slot.io.sector).0..=self.chunk_of(last).0;
         chunks.map(ChunkIndex).any(|chunk| {
+            // Held back, as the chunk cannot be reconciled: there neither.
+            let mut copies = self.no_room.iter();
+            let held = copies.any(|((node, of), at)| {
+                *of == chunk && *at >= slot.since && self.is_sole(&map, *node, slot)
+            });
+            if held || !changes {
+                return held;
+            }
             let refused = |node: NodeIndex| {
                 let at = self.full.get(&(node, chunk));
                 at.is_some_and(|at| *at >= slot.since)
@@ -139,8 +152,11 @@ impl World {
         };
         for (range, set) in map.runs() {
             for replica in map.set(set) {
-                if replica.state == ReplicaState::Joining && full.contains(&replica.node) {
-                    self.operate(transition::remove_location(&map, range, replica.node, 1));
+                let no_room =
+                    replica.state == ReplicaState::Joining && full.contains(&replica.node);
+                if no_room
+                    && self.operate(transition::remove_location(&map, range, replica.node, 1))
+                {
                     return;
                 }
             }
@@ -153,7 +169,10 @@ impl World {
             let mut slots = ranges
                 .flat_map(|(start, count)| start / 256..=(start + u64::from(*count) - 1) / 256);
             let next = slots.find(|slot| !self.guest.given_back.contains(slot));
-            let Some(slot) = next else { return };
+            let Some(slot) = next else {
+                self.guest.given_back.clear();
+                return;
+            };
             self.guest.given_back.insert(slot);
             self.guest.gives_back = Some(slot);
         }
@@ -183,6 +202,8 @@ impl World {
             count: 256,
         };
         if self.collides(front, &io) {
+            // What is in flight there may wait for the very room: another slot first.
+            self.guest.gives_back = None;
             return None;
         }
         self.guest.gives_back = None;

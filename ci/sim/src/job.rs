@@ -149,10 +149,7 @@ impl World {
     }
 
     fn make_job(&mut self, jobs: &mut Jobs) {
-        let registered = self
-            .nodes
-            .iter()
-            .filter(|node| node.epoch > node.first_epoch);
+        let registered = self.nodes.iter().filter(|node| node.has_run);
         let nodes: Vec<NodeId> = registered.map(|node| node.id).collect();
         let Some(map) = self.map.clone().filter(|_| !nodes.is_empty()) else {
             return;

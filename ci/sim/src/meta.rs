@@ -144,6 +144,7 @@ impl World {
             for node in &mut self.nodes {
                 if map.health(node.id).is_some() {
                     node.suspect_since = None;
+                    node.refused = None;
                     node.back_for = None;
                 }
             }

@@ -46,7 +46,7 @@ impl World {
         let start = self.rng.random_range(0..map.chunk_count());
         let count = self.rng.random_range(1..=map.chunk_count() - start);
         let to = self.rng.random_range(0..self.nodes.len());
-        if self.nodes[to].epoch == self.nodes[to].first_epoch {
+        if !self.nodes[to].has_run {
             return false; // never registered
         }
         let to = self.nodes[to].id;

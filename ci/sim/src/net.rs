@@ -217,7 +217,7 @@ impl World {
                 peer,
             } => self.peer_frame(node, epoch, shard, peer, frame),
             Client::Inspector => self.inspected(id, frame),
-            Client::Scrub { sector } => self.scrubbed(id, link.node, sector, &frame.header),
+            Client::Scrub { sector } => self.scrubbed(id, link.node, sector, &frame),
             Client::Stranger => self.stranger_answered(id, link.node, &frame.header),
         }
     }

@@ -5,7 +5,7 @@ use crate::net::{Client, Ending, LinkId};
 use crate::queue::{MS, SECOND};
 use crate::seam::{Claimed, Marks, SeamStore};
 use crate::tally::Mark;
-use crate::world::{CLUSTER, Event, NodeIndex, VOLUME, World};
+use crate::world::{CLUSTER, Event, FrontIndex, NodeIndex, VOLUME, World};
 use crate::{Canary, Failure};
 use chunkstore::core::{ConnId, PeerId, ShardAction, ShardCore, ShardEvent, ShardIdentity};
 use chunkstore::disk::api::StoreView;
@@ -21,7 +21,7 @@ use ukai_meta::transition::NewVolume;
 use ukai_meta::{Durability, NodeLive, NodeRecord, PlaceRule};
 use ukai_proto::header::PROTOCOL;
 use ukai_proto::message::{Pull, PullMode, Pulled};
-use ukai_proto::{BootId, Frame, Incarnation, NodeId, Opcode, ShardIndex, Status};
+use ukai_proto::{BootId, Frame, Header, Incarnation, NodeId, Opcode, ShardIndex, Status};
 
 /// A running node.
 pub(crate) struct Process {
@@ -62,8 +62,8 @@ pub(crate) struct Node {
     pub(crate) life: u8,
     /// Counts process lives; events of former ones are void.
     pub(crate) epoch: u64,
-    /// Of this device: as long as `epoch` is that, it has never run.
-    pub(crate) first_epoch: u64,
+    /// It is registered.
+    pub(crate) has_run: bool,
     pub(crate) process: Option<Process>,
     /// Power was lost when the map still said in-sync: it may lack acknowledged writes.
     pub(crate) suspect_since: Option<u64>,
@@ -77,6 +77,8 @@ pub(crate) struct Node {
     pub(crate) device_full_until: u64,
     /// It refused a change for want of room; until then fronts may not have noticed.
     pub(crate) full_until: u64,
+    /// It failed a change or a flush of this front then, which will record it stale or tell the guest.
+    pub(crate) refused: Option<(FrontIndex, u64)>,
     /// It was recorded stale for want of room.
     pub(crate) was_full: bool,
     /// When a chunk had its only in-sync replica here last.
@@ -179,7 +181,7 @@ impl World {
             boot: 1,
             life,
             epoch: 0,
-            first_epoch: 0,
+            has_run: false,
             process: None,
             suspect_since: None,
             trouble_until: 0,
@@ -189,6 +191,7 @@ impl World {
             planned: Planned::default(),
             device_full_until: 0,
             full_until: 0,
+            refused: None,
             was_full: false,
             sole_at: None,
             protocol: PROTOCOL,
@@ -263,6 +266,7 @@ impl World {
         };
         let registered = catalog::register_node(&session, &node.record, &live);
         assert!(registered.is_ok(), "a node registers: {registered:?}");
+        node.has_run = true;
         let turn_due = vec![false; shards.len()];
         node.process = Some(Process {
             shards,
@@ -601,11 +605,12 @@ impl World {
         }
         let pull = self.pulls.remove(&(link, header.tag));
         if header.status == Status::NoSpace {
-            self.told_full(link, header);
+            self.told_full(link, header, pull);
         }
-        if !matches!(client, Some(Client::Front { .. })) {
+        let Some(Client::Front { front, .. }) = client else {
             return;
-        }
+        };
+        self.note_refusal(link, front, header);
         let mark = match (header.opcode, header.status) {
             (Opcode::Write | Opcode::Zero, Status::StaleToken) => Mark::ZombieWriteRefused,
             (Opcode::Read, Status::StaleToken) => Mark::ZombieReadRefused,
@@ -625,6 +630,21 @@ impl World {
             _ => return,
         };
         self.mark(mark);
+    }
+
+    /// What a front cannot do without telling its guest, or without recording the node stale.
+    fn note_refusal(&mut self, link: LinkId, front: FrontIndex, header: &Header) {
+        let refused = matches!(
+            (header.opcode, header.status),
+            (
+                Opcode::Write | Opcode::Zero | Opcode::Flush,
+                Status::NoSpace | Status::IoError | Status::Poisoned
+            )
+        );
+        let node = self.links.get(&link).map(|link| link.node);
+        if let Some(node) = node.filter(|_| refused) {
+            self.nodes[node].refused = Some((front, self.queue.now()));
+        }
     }
 
     /// A front goes on with a node whose process had died under it.

@@ -37,7 +37,7 @@ impl World {
             count,
         };
         let index = self.rng.random_range(0..self.nodes.len());
-        if self.nodes[index].epoch == self.nodes[index].first_epoch {
+        if !self.nodes[index].has_run {
             return false; // never registered
         }
         let node = self.nodes[index].id;
@@ -105,7 +105,6 @@ impl World {
         let (epoch, boot) = (self.nodes[index].epoch, self.nodes[index].boot);
         self.nodes[index] = self.make_node(index, life);
         self.nodes[index].epoch = epoch;
-        self.nodes[index].first_epoch = epoch;
         self.nodes[index].boot = boot;
         self.damage.retain(|damage| damage.node != index);
         self.say(|| format!("n{index} is wiped and comes back as another node"));
@@ -122,10 +121,7 @@ impl World {
     pub(crate) fn replace_node(&mut self, old: NodeId, new: NodeId) {
         let Some(map) = self.map.clone() else { return };
         // Tools refuse a node that has never registered.
-        let mut left = !self
-            .nodes
-            .iter()
-            .any(|n| n.id == new && n.epoch > n.first_epoch);
+        let mut left = !self.nodes.iter().any(|n| n.id == new && n.has_run);
         let chunks = if left { 0 } else { map.chunk_count() };
         for chunk in (0..chunks).map(ChunkIndex) {
             let set = map.replicas(chunk);

@@ -6,16 +6,17 @@ use crate::front::lane_id;
 use crate::guest::values;
 use crate::net::{Client, LinkId};
 use crate::queue::{MS, SECOND};
-use crate::world::{CLUSTER, Event, VOLUME, World};
+use crate::world::{CLUSTER, Event, NodeIndex, VOLUME, World};
 use std::collections::BTreeSet;
+use ublk_front::core::api::{ControlEvent, LaneId, LaneReport};
 use ukai_checker::{Event as Line, History};
 use ukai_meta::ReplicaState;
 use ukai_proto::header::PROTOCOL;
-use ukai_proto::limits::{SECTOR_BYTES, SLOT_SECTORS};
+use ukai_proto::limits::{SECTOR_BYTES, SEQ_MAX, SLOT_SECTORS};
 use ukai_proto::message::{Hello, Role};
 use ukai_proto::route::shard_of;
 use ukai_proto::{
-    ChunkIndex, Flags, Frame, Header, Incarnation, Opcode, SectorInChunk, ShardIndex, Status,
+    Flags, Frame, Header, Incarnation, Opcode, SectorInChunk, Seq, ShardIndex, Status,
 };
 
 /// The safety phase ends after this at the latest.
@@ -27,6 +28,9 @@ const SETTLE_MAX: u64 = 600 * SECOND;
 /// last fault has been noticed.
 const SETTLE_MIN: u64 = 15 * SECOND;
 
+/// What a replica doubts in the end must be repaired within this time.
+const REPAIR_MAX: u64 = 30 * SECOND;
+
 /// Where a run is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
@@ -37,7 +41,7 @@ pub(crate) enum Phase {
     /// The guest reads everything it used.
     FinalReads,
     /// Every replica is read directly.
-    Inspecting { left: usize },
+    Inspecting { left: usize, deadline: u64 },
     /// Judge.
     Done,
 }
@@ -76,7 +80,7 @@ impl World {
                     self.begin_inspection();
                 }
             }
-            Phase::Inspecting { left: 0 } => self.phase = Phase::Done,
+            Phase::Inspecting { left: 0, .. } => self.phase = Phase::Done,
             Phase::Safety | Phase::Inspecting { .. } | Phase::Done => {}
         }
     }
@@ -187,7 +191,6 @@ impl World {
     fn begin_inspection(&mut self) {
         self.say(|| "every replica is read".into());
         let Some(map) = self.map.clone() else { return };
-        let chunk_sectors = u64::from(map.chunk_sectors());
         let slots: BTreeSet<u64> = self
             .guest
             .ranges
@@ -196,36 +199,43 @@ impl World {
             .collect();
         let mut left = 0;
         for slot in slots {
-            let sector = slot * SLOT_SECTORS as u64;
-            let chunk = ChunkIndex(u32::try_from(sector / chunk_sectors).unwrap_or(u32::MAX));
-            let in_chunk = u16::try_from(sector % chunk_sectors).unwrap_or(u16::MAX);
+            let chunk = self.chunk_of(slot * SLOT_SECTORS as u64);
             for id in map.in_sync(chunk) {
-                let Some(node) = self.nodes.iter().position(|node| node.id == id) else {
-                    continue;
-                };
-                let shard = shard_of(VOLUME, chunk, self.swarm.shards);
-                let Some(link) = self.open_link(Client::Inspector, node, shard.0) else {
-                    self.fail(Failure::Liveness(format!(
-                        "node n{node} takes no connection"
-                    )));
-                    return;
-                };
-                let header = Header {
-                    volume: VOLUME,
-                    chunk,
-                    sector: SectorInChunk(in_chunk),
-                    count: 256,
-                    token: map.head.token,
-                    generation: map.head.generation,
-                    // The slot travels in the tag.
-                    ..Header::request(Opcode::Read, slot)
-                };
-                self.greet(link, id, shard);
-                self.transmit(link, true, Frame::bare(header));
-                left += 1;
+                if let Some(node) = self.nodes.iter().position(|node| node.id == id) {
+                    self.inspect(node, slot);
+                    left += 1;
+                }
             }
         }
-        self.phase = Phase::Inspecting { left };
+        let deadline = self.queue.now() + REPAIR_MAX;
+        self.phase = Phase::Inspecting { left, deadline };
+    }
+
+    /// Reads a slot directly from a node.
+    pub(crate) fn inspect(&mut self, node: NodeIndex, slot: u64) {
+        let Some(map) = self.map.clone() else { return };
+        let sector = slot * SLOT_SECTORS as u64;
+        let in_chunk = sector % u64::from(map.chunk_sectors());
+        let (chunk, id) = (self.chunk_of(sector), self.nodes[node].id);
+        let shard = shard_of(VOLUME, chunk, self.swarm.shards);
+        let Some(link) = self.open_link(Client::Inspector, node, shard.0) else {
+            self.fail(Failure::Liveness(format!(
+                "node n{node} takes no connection"
+            )));
+            return;
+        };
+        let header = Header {
+            volume: VOLUME,
+            chunk,
+            sector: SectorInChunk(u16::try_from(in_chunk).unwrap_or(u16::MAX)),
+            count: 256,
+            token: map.head.token,
+            generation: map.head.generation,
+            // The slot travels in the tag.
+            ..Header::request(Opcode::Read, slot)
+        };
+        self.greet(link, id, shard);
+        self.transmit(link, true, Frame::bare(header));
     }
 
     pub(crate) fn greet(&mut self, link: LinkId, node: ukai_proto::NodeId, shard: ShardIndex) {
@@ -245,7 +255,7 @@ impl World {
     }
 
     pub(crate) fn inspected(&mut self, link: LinkId, frame: Frame<Vec<u8>>) {
-        let Phase::Inspecting { left } = self.phase else {
+        let Phase::Inspecting { left, deadline } = self.phase else {
             return;
         };
         if frame.header.opcode == Opcode::Hello && frame.header.status == Status::Ok {
@@ -254,11 +264,26 @@ impl World {
         let Some(node) = self.links.get(&link).map(|link| link.node) else {
             return;
         };
-        let slot = frame.header.tag;
-        if frame.header.status != Status::Ok {
+        let (slot, header) = (frame.header.tag, frame.header);
+        let now = self.queue.now();
+        if header.status == Status::BadCrc && header.seq == Seq(SEQ_MAX) && now < deadline {
+            // Adopted when its node died, and doubted, as nobody has read it there since: the front repairs it when told.
+            if let Some(front) = self.serving_front() {
+                let report = LaneReport::BadSector {
+                    node: self.nodes[node].id,
+                    chunk: header.chunk,
+                    sector: header.sector,
+                };
+                self.control(front, ControlEvent::Lane(LaneId(0), report));
+            }
+            self.queue
+                .push(now + SECOND / 2, Event::Inspect { node, slot });
+            return;
+        }
+        if header.status != Status::Ok {
             self.fail(Failure::Correctness(format!(
-                "replica of slot {slot} on n{node} cannot be read: {}",
-                frame.header.status
+                "replica of slot {slot} on n{node} cannot be read: sector {} of chunk {}, sequence {}: {}",
+                header.sector, header.chunk, header.seq, header.status
             )));
             return;
         }
@@ -275,11 +300,14 @@ impl World {
             sector,
             values,
         });
-        self.phase = Phase::Inspecting { left: left - 1 };
+        self.phase = Phase::Inspecting {
+            left: left - 1,
+            deadline,
+        };
     }
 
     pub(crate) fn inspector_closed(&mut self) {
-        if let Phase::Inspecting { left: 1.. } = self.phase {
+        if let Phase::Inspecting { left: 1.., .. } = self.phase {
             self.fail(Failure::Liveness(
                 "a node closed the connection of the final comparison".into(),
             ));

@@ -113,7 +113,8 @@ impl World {
         if !self.crash_the_front() {
             return false;
         }
-        let protocol = Some(self.other_version());
+        // No version that nodes are started in: two of one odd version would rightly understand each other.
+        let protocol = Some(self.other_version() + 3);
         self.next_front = NextFront {
             protocol,
             ..NextFront::default()

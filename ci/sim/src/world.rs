@@ -154,6 +154,8 @@ pub(crate) enum Event {
     SynchronizeEnds { front: FrontIndex, killed: bool },
     /// Of a scenario.
     Step(Step),
+    /// A replica is read directly, again.
+    Inspect { node: NodeIndex, slot: u64 },
     /// Look at the phase.
     Check,
 }
@@ -188,6 +190,8 @@ pub(crate) struct World {
     pub(crate) gone: Vec<NodeId>,
     /// When a node last refused a change of a chunk for want of room.
     pub(crate) full: BTreeMap<(NodeIndex, ChunkIndex), u64>,
+    /// The same of what a reconcile wanted to copy to it.
+    pub(crate) no_room: BTreeMap<(NodeIndex, ChunkIndex), u64>,
     /// What the next front is.
     pub(crate) next_front: NextFront,
     pub(crate) moving: Option<Move>,
@@ -229,6 +233,7 @@ impl World {
             damage: Vec::new(),
             gone: Vec::new(),
             full: BTreeMap::new(),
+            no_room: BTreeMap::new(),
             next_front: NextFront::default(),
             moving: None,
             jobs,
@@ -352,6 +357,7 @@ impl World {
             Event::MoveStep => self.move_step(),
             Event::Step(step) => self.step(step),
             Event::SynchronizeEnds { front, killed } => self.synchronize_ends(front, killed),
+            Event::Inspect { node, slot } => self.inspect(node, slot),
             Event::Check => self.check(),
         }
     }
