@@ -32,13 +32,30 @@ pub(crate) struct HeatTold {
 /// The newest report of the volume's front that any of its nodes has. Nodes that do not answer are warned
 /// about.
 pub(crate) fn front(cluster: ClusterId, names: &Names, map: &VolumeMap) -> Option<FrontReport> {
-    block_on(newest(cluster, names, map)).map(|(front, _)| front)
+    block_on(newest(cluster, names, map, Silent::No)).map(|(front, _)| front)
+}
+
+/// The same for those who ask again and again: nodes that do not answer are passed over without a word.
+pub(crate) fn front_silently(
+    cluster: ClusterId,
+    names: &Names,
+    map: &VolumeMap,
+) -> Option<FrontReport> {
+    block_on(newest(cluster, names, map, Silent::Yes)).map(|(front, _)| front)
+}
+
+/// Whether nodes that do not answer are warned about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Silent {
+    Yes,
+    No,
 }
 
 async fn newest(
     cluster: ClusterId,
     names: &Names,
     map: &VolumeMap,
+    silent: Silent,
 ) -> Option<(FrontReport, NodeRecord)> {
     let mut newest: Option<(FrontReport, NodeRecord)> = None;
     for node in map.nodes() {
@@ -56,6 +73,7 @@ async fn newest(
                 }
             }
             Ok(None) => {}
+            Err(_) if silent == Silent::Yes => {}
             Err(error) => warn(&format!(
                 "node {} does not answer: {error}",
                 state.record.name
@@ -68,7 +86,7 @@ async fn newest(
 /// The same, with the heat that this node was told.
 pub(crate) fn told(cluster: ClusterId, names: &Names, map: &VolumeMap) -> Option<Told> {
     block_on(async {
-        let (front, record) = newest(cluster, names, map).await?;
+        let (front, record) = newest(cluster, names, map, Silent::No).await?;
         let heat = match heat_at(cluster, &record, map).await {
             Ok(heat) => heat,
             Err(error) => {

@@ -6,7 +6,7 @@ mod common;
 
 use common::{World, node_id};
 use ukai_meta::catalog;
-use ukai_meta::job::{GoalSet, JobRecord, JobState};
+use ukai_meta::job::{GoalSet, JobProgress, JobRecord, JobState};
 
 fn world() -> World {
     let world = World::new();
@@ -113,6 +113,58 @@ fn a_job_is_listed_shown_and_steered() {
     world.ok(&["job", "cancel", "v"]);
     assert_eq!(job(&world).state, JobState::Cancelling);
     world.refused(&["job", "resume", "v"], 1, &["cannot resume", "cancelling"]);
+}
+
+#[test]
+fn another_host_reads_the_progress_from_a_node() {
+    let world = world();
+    world.ok(&MOVE);
+    let blind = world.json(&["job", "show", "v"]);
+    assert_eq!(blind["told_by_front"], false);
+    let now = job(&world).created_unix_s;
+    let progress = JobProgress {
+        copied_bytes: 7 << 20,
+        rate_bytes_per_s: 3 << 20,
+        eta_s: Some(19),
+        limited_by: "guest p99".into(),
+        guest_p99_us: Some(2500),
+        budget_us: Some(3000),
+        ..JobProgress::default()
+    };
+    let tell = |host: &str, at: u64| world.tell_job(3, host, at, progress.clone());
+    // Told of another job, by another front, or long ago: of no use.
+    for (host, at) in [
+        ("elsewhere", now - 1),
+        ("hv7", now),
+        ("elsewhere", now + 3600),
+    ] {
+        tell(host, at);
+        let shown = world.json(&["job", "show", "v"]);
+        assert_eq!(shown["told_by_front"], false, "{host} {at}: {shown}");
+    }
+    tell("elsewhere", now);
+    let shown = world.json(&["job", "show", "v"]);
+    assert_eq!(shown["told_by_front"], true, "{shown}");
+    assert!(shown["told_s_ago"].is_u64(), "{shown}");
+    assert_eq!(shown["progress"]["rate_bytes_per_s"], 3 << 20);
+    // Counts come from the map, which is newer.
+    assert_eq!(shown["progress"]["total_chunks"], 16);
+    assert_eq!(shown["progress"]["state"], "running");
+    let text = world.ok(&["job", "show", "v"]);
+    for words in [
+        "guest p99 2.5ms of 3ms",
+        "3MiB/s",
+        "19s",
+        "on another host",
+        "limited by",
+    ] {
+        assert!(text.contains(words), "no {words:?} in\n{text}");
+    }
+    let list = world.ok(&["job", "list"]);
+    assert!(
+        list.contains("guest p99") && list.contains("3MiB/s"),
+        "{list}"
+    );
 }
 
 #[test]

@@ -4,13 +4,16 @@ use super::args::ProtectArg;
 use crate::context::{Context, Names};
 use crate::error::Result;
 use crate::front;
+use crate::relocate::gather::now_unix_s;
+use crate::report;
 use crate::table::fields;
 use crate::units::ByteSize;
 use serde::Serialize;
 use serde_json::{Value, json};
+use ukai_meta::catalog;
 use ukai_meta::job::{self, Batch, JobProgress, JobRecord, JobState, Next, Wait};
 use ukai_meta::map::VolumeMap;
-use ukai_meta::{VolumeHead, catalog};
+use ukai_meta::report::FrontReport;
 
 /// A job, and how it goes.
 #[derive(Clone, Debug, Serialize)]
@@ -22,13 +25,18 @@ pub(crate) struct View {
     pub(crate) is_attached: bool,
     /// The progress was told by the front; else it is what the map says.
     pub(crate) is_told: bool,
+    /// Seconds ago, if it was read from a node's memory: the front runs on another host.
+    pub(crate) told_s_ago: Option<u64>,
 }
+
+/// Fronts publish every 5 s. What is older, by clocks of two hosts, says nothing about now.
+const FRESH_S: u64 = 30;
 
 /// The volume's job as its front tells, or as far as the map does.
 pub(crate) fn view(context: &Context, map: &VolumeMap, job: JobRecord) -> Result<View> {
-    let told = told(context, &map.head);
+    let told = told(context, map, &job);
     let is_told = told.is_some();
-    let mut progress = told.unwrap_or_default();
+    let (mut progress, told_s_ago) = told.unwrap_or_default();
     // The map is newer than what anybody told.
     let outlook = job::next(map, &as_running(&job), BATCH, |_| true, false);
     progress.state = job.state.word().into();
@@ -50,6 +58,7 @@ pub(crate) fn view(context: &Context, map: &VolumeMap, job: JobRecord) -> Result
         job,
         progress,
         is_told,
+        told_s_ago,
     })
 }
 
@@ -66,11 +75,45 @@ fn as_running(job: &JobRecord) -> JobRecord {
     }
 }
 
-/// What the front says, if it runs on this host.
-fn told(context: &Context, head: &VolumeHead) -> Option<JobProgress> {
-    let record = context.front(head).ok()??;
-    let answer = front::ask(&record, &json!({ "cmd": "status" })).ok()?;
-    serde_json::from_value(answer["control"]["job"].clone()).ok()
+/// What the front says: itself, if it runs on this host, else what it left with the volume's nodes, and
+/// how many seconds ago.
+fn told(context: &Context, map: &VolumeMap, job: &JobRecord) -> Option<(JobProgress, Option<u64>)> {
+    map.head.attach.as_ref()?;
+    let itself = || -> Option<JobProgress> {
+        let record = context.front(&map.head).ok()??;
+        let answer = front::ask(&record, &json!({ "cmd": "status" })).ok()?;
+        serde_json::from_value(answer["control"]["job"].clone()).ok()
+    };
+    if let Some(progress) = itself() {
+        return Some((progress, None));
+    }
+    let (cluster, names) = (context.cluster().ok()?.cluster, context.names().ok()?);
+    let report = report::front_silently(cluster, &names, map)?;
+    let (progress, age_s) = of_report(report, map, job, now_unix_s())?;
+    Some((progress, Some(age_s)))
+}
+
+/// Progress of this job, by the front that has the volume attached now, lately. Pure.
+fn of_report(
+    report: FrontReport,
+    map: &VolumeMap,
+    job: &JobRecord,
+    now_unix_s: u64,
+) -> Option<(JobProgress, u64)> {
+    // A report from before the job is about the one before.
+    let is_ours = map
+        .head
+        .attach
+        .as_ref()
+        .is_some_and(|attach| attach.host == report.host)
+        && report.at_unix_s >= job.created_unix_s;
+    // The clocks of two hosts differ either way.
+    let is_fresh = report.at_unix_s.abs_diff(now_unix_s) <= FRESH_S;
+    let age_s = now_unix_s.saturating_sub(report.at_unix_s);
+    report
+        .job
+        .filter(|_| is_ours && is_fresh)
+        .map(|progress| (progress, age_s))
 }
 
 /// Microseconds for people.
@@ -138,7 +181,8 @@ impl View {
         if let Some(map) = job.as_object_mut() {
             map.insert("goals".into(), self.job.goals.len().into());
         }
-        json!({ "job": job, "progress": self.progress, "attached": self.is_attached, "told_by_front": self.is_told })
+        json!({ "job": job, "progress": self.progress, "attached": self.is_attached, "told_by_front": self.is_told,
+                "told_s_ago": self.told_s_ago })
     }
 
     /// For people.
@@ -189,6 +233,10 @@ impl View {
             rows.push(("copied", ByteSize(progress.copied_bytes).about()));
             rows.push(("pace", rate_text(progress.rate_bytes_per_s)));
             rows.extend(self.p99_text().map(|text| ("guest", text)));
+            rows.extend(
+                self.told_s_ago
+                    .map(|s| ("told", format!("by its front on another host, {s}s ago"))),
+            );
         }
         if job.state == JobState::Running {
             rows.push(("limited by", progress.limited_by.clone()));

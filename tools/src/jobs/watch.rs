@@ -13,6 +13,8 @@ use ukai_meta::job::JobState;
 
 /// Between looks: the front's figures change four times a second.
 const LOOK: Duration = Duration::from_millis(500);
+/// What fronts on other hosts leave with nodes changes every 5 s.
+const LOOK_FAR: Duration = Duration::from_secs(2);
 /// Without a terminal a line is printed so often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -53,7 +55,8 @@ pub(crate) fn watch(context: &Context, name: &str) -> Result<Watched> {
                 print_line(&line);
             }
         }
-        changes.wait(LOOK)?;
+        let is_far = view.is_attached && (view.told_s_ago.is_some() || !view.is_told);
+        changes.wait(if is_far { LOOK_FAR } else { LOOK })?;
         if interrupted.load(Ordering::Relaxed) {
             return Ok(Watched::Left);
         }

@@ -11,6 +11,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use tempfile::TempDir;
+use ukai_meta::job::JobProgress;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::record::FrontRecord;
 use ukai_meta::report::{FrontReport, GuestReports, ServiceReport};
@@ -237,6 +238,25 @@ impl World {
             job: None,
         };
         report.guest.read.latency = points;
+        self.tell(n, report);
+    }
+
+    /// Node `n` was told then, by a front on that host, how far its job is.
+    pub fn tell_job(&self, n: u8, host: &str, at_unix_s: u64, job: JobProgress) {
+        self.tell(
+            n,
+            FrontReport {
+                host: host.into(),
+                token: Token(1),
+                at_unix_s,
+                guest: GuestReports::default(),
+                nodes: Vec::new(),
+                job: Some(job),
+            },
+        );
+    }
+
+    fn tell(&self, n: u8, report: FrontReport) {
         let key = (ReportKind::FRONT.0, 0);
         self.held(n, |held| held.reports.insert(key, report.encode()));
     }
