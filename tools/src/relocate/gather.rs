@@ -6,6 +6,7 @@ use super::latency::{add_overhead, models, overhead_text};
 use super::outlook::Outlook;
 use super::plan::Ask;
 use super::problem::{Heat, Known, Node, NodeModel, Problem, Rules};
+use super::shrink::{exposure_s, shrink};
 use super::target::Kind;
 use crate::client::{ClientError, NodeClient, block_on, shards};
 use crate::context::{Context, Names};
@@ -215,18 +216,25 @@ impl Gathered {
             }
             .reads_per_s()
         };
-        let rates: Vec<f64> = (0..=u8::MAX).map(rate).collect();
+        let rates: [f64; 256] =
+            std::array::from_fn(|level| rate(u8::try_from(level).expect("256 levels")));
+        let codes: Vec<[u8; 2]> = heat
+            .chunks
+            .iter()
+            .take(map.chunk_count() as usize)
+            .map(|chunk| [chunk.reads, chunk.writes])
+            .collect();
+        // Of few counts the highest are high by luck too.
+        let exposure_s = exposure_s(heat.age_s, heat.half_life_s);
+        let expected = |kind: usize| {
+            let mut chunks = [0_u64; 256];
+            codes.iter().for_each(|c| chunks[usize::from(c[kind])] += 1);
+            chunks[0] += u64::from(map.chunk_count()) - codes.len() as u64;
+            shrink(&rates, &chunks, exposure_s)
+        };
         self.heat = Some(Heat {
-            codes: heat
-                .chunks
-                .iter()
-                .take(map.chunk_count() as usize)
-                .map(|chunk| [chunk.reads, chunk.writes])
-                .collect(),
-            rates: rates
-                .into_boxed_slice()
-                .try_into()
-                .expect("one for each byte"),
+            rates: [expected(0), expected(1)],
+            codes,
         });
     }
 

@@ -15,6 +15,7 @@ pub(crate) mod outlook;
 pub(crate) mod plan;
 pub(crate) mod planned;
 pub(crate) mod problem;
+mod shrink;
 pub(crate) mod target;
 
 pub(crate) use planned::{Planned, plan_for};

@@ -75,8 +75,8 @@ impl Node {
 pub(crate) struct Heat {
     /// Codes of reads and writes per second, by chunk. Chunks beyond the end have none.
     pub(crate) codes: Vec<[u8; 2]>,
-    /// What a code means, per second; 0 is 0; ascending.
-    pub(crate) rates: Box<[f64; 256]>,
+    /// What a code means, per second, of reads and of writes; ascending.
+    pub(crate) rates: [Box<[f64; 256]>; 2],
 }
 
 /// What must hold of every chunk that the plan moves.

@@ -61,7 +61,7 @@ pub(crate) fn heat(codes: Vec<u8>) -> Heat {
     let rates: Vec<f64> = (0u8..=255).map(f64::from).collect();
     Heat {
         codes: codes.into_iter().map(|code| [code, code]).collect(),
-        rates: rates.into_boxed_slice().try_into().unwrap(),
+        rates: [rates.clone(), rates].map(|rates| rates.into_boxed_slice().try_into().unwrap()),
     }
 }
 

@@ -16,7 +16,7 @@ pub(super) fn load_known(heat: Option<&Heat>) -> [bool; 2] {
         heat.is_some_and(|heat| {
             heat.codes
                 .iter()
-                .any(|codes| heat.rates[usize::from(codes[kind])] > 0.0)
+                .any(|codes| heat.rates[kind][usize::from(codes[kind])] > 0.0)
         })
     };
     [some(0), some(1)]
@@ -147,7 +147,9 @@ impl Grouping<'_> {
     /// Where the load is not known, all that was ever written counts the same.
     fn rate(&self, kind: usize, codes: [u8; 2], written: bool) -> f64 {
         match self.heat {
-            Some(heat) if self.heat_known[kind] => heat.rates[usize::from(codes[kind])],
+            // Of what holds no data, only what was seen to be used is.
+            Some(_) if self.heat_known[kind] && codes[kind] == 0 && !written => 0.0,
+            Some(heat) if self.heat_known[kind] => heat.rates[kind][usize::from(codes[kind])],
             _ if written || self.nothing_written => 1.0,
             _ => 0.0,
         }
