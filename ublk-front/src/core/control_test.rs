@@ -55,6 +55,10 @@ pub(super) struct World {
     pub(super) heat: Option<Vec<u8>>,
     /// The next transaction lands, but nobody is told.
     outcome_lost: bool,
+    /// The answer to the transaction that says that all nodes are whole again gets lost.
+    pub(super) whole_lost: bool,
+    /// Chunks that WRITTEN_SINCE names only from the beginning on.
+    pub(super) written_long_ago: Vec<ChunkIndex>,
     /// The volume's records are gone.
     pub(super) deleted: bool,
     /// Every sector differs the first time that it is copied, and not only one of a chunk.
@@ -68,6 +72,10 @@ pub(super) struct World {
     pub(super) lane_stuck: bool,
     pub(super) ready: bool,
     pub(super) ended: Option<Result<(), ControlError>>,
+}
+
+fn whole(map: &VolumeMap) -> bool {
+    map.head.health.is_empty()
 }
 
 impl World {
@@ -101,6 +109,8 @@ impl World {
             meta_down: false,
             heat: None,
             outcome_lost: false,
+            whole_lost: false,
+            written_long_ago: Vec::new(),
             deleted: false,
             whole: false,
             job: None,
@@ -177,6 +187,10 @@ impl World {
                 } else if self.map_moved {
                     let key = "head".into();
                     MetaOutcome::Failed(CommitError::Conflict { key })
+                } else if self.whole_lost && whole(&update.next) && !whole(&self.map) {
+                    self.whole_lost = false;
+                    self.map = committed(*update);
+                    MetaOutcome::Failed(CommitError::Unknown)
                 } else if std::mem::take(&mut self.outcome_lost) {
                     self.map = committed(*update);
                     MetaOutcome::Failed(CommitError::Unknown)
@@ -263,7 +277,11 @@ impl World {
             }
             Opcode::Fence => chunk_list(&self.intents.get(&peer).cloned().unwrap_or_default()),
             Opcode::WrittenSince => {
-                chunk_list(&self.written.get(&peer).cloned().unwrap_or_default())
+                let mut written = self.written.get(&peer).cloned().unwrap_or_default();
+                if header.generation == Generation(0) {
+                    written.extend(&self.written_long_ago);
+                }
+                chunk_list(&written)
             }
             Opcode::Pull if !self.pulls_answered => {
                 self.pulls

@@ -347,3 +347,39 @@ fn the_ceiling_of_a_copy_job_does_not_move_with_later_barriers() {
     assert_eq!(ceilings.len(), 8);
     assert!(ceilings.iter().all(|ceiling| *ceiling == ceilings[0]));
 }
+
+/// Simulation seed 300800: a replica that was added while its node was away was taken into sync although nothing of it
+/// had been filled, because the answer that said that the node's resync was over got lost.
+#[test]
+fn a_resync_whose_last_answer_is_lost_promotes_nothing_else() {
+    let chunk = ChunkIndex(5);
+    let range = ChunkRange {
+        start: chunk,
+        count: 1,
+    };
+    let mut world = World::serving();
+    world.map = committed(transition::remove_location(&world.map, range, B, 1).unwrap());
+    world.event(ControlEvent::MapChanged);
+    world.pass(SECOND);
+    world.lose(PEER_B);
+    world.pass(SECOND);
+    assert_eq!(world.state(B), Some(ReplicaState::Stale));
+    world.map = committed(transition::add_location(&world.map, range, B).unwrap());
+    world.event(ControlEvent::MapChanged);
+    world.written.insert(PEER_A, vec![ChunkIndex(1)]);
+    world.written_long_ago = vec![chunk];
+    world.whole_lost = true;
+    world.restore(PEER_B, 2);
+    for _ in 0..20 {
+        world.pass(SECOND);
+    }
+    assert!(!world.whole_lost, "the node came back");
+    assert_eq!(world.map.head.health, []);
+    assert_eq!(world.map.replicas(chunk).on(B), Some(ReplicaState::InSync));
+    let filled = |(peer, of, _): &&(PeerIndex, ChunkIndex, _)| (*peer, *of) == (PEER_B, chunk);
+    assert!(
+        world.pulls.iter().filter(filled).count() > 0,
+        "in sync without a look at what it has: {:?}",
+        world.pulls
+    );
+}

@@ -224,7 +224,13 @@ impl ControlCore {
             }
             None => Generation(0),
         };
-        let ranges = map.stored_ranges_of(node, ReplicaState::Joining);
+        // After an outage only what was written since is compared. What the map itself says is joining
+        // needs a job of its own, whoever learns in which way that the node is whole.
+        let ranges = if since > Generation(0) {
+            Vec::new()
+        } else {
+            map.stored_ranges_of(node, ReplicaState::Joining)
+        };
         let mut sources = BTreeSet::new();
         for set in map.sets_in_use() {
             let replicas = map.set(set);
@@ -608,11 +614,7 @@ impl ControlCore {
         let Some(sync) = &mut self.sync else { return };
         match sync.stage {
             Stage::Begin => sync.stage = Stage::Installing,
-            // After an outage only what was written since has been compared: what the map itself
-            // says is joining needs a job of its own.
-            Stage::Finish if whole && (filled || sync.since > Generation(0)) => {
-                self.sync_over(now, out);
-            }
+            Stage::Finish if whole && filled => self.sync_over(now, out),
             _ => {}
         }
     }
