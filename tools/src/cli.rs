@@ -1,6 +1,6 @@
 //! The command line: parsing only, nothing is done here.
 
-use crate::jobs::args::{ProtectArg, ProtectOrNone, RateOrNone, SpanArg};
+use crate::jobs::args::{ProtectArg, ProtectOrNone, RateOrNone, ShareArg, SpanArg};
 use crate::place::PlaceArg;
 use crate::range::RangeArg;
 use crate::relocate::args::PlanArgs;
@@ -55,6 +55,9 @@ pub(crate) enum Noun {
     Whatif(Whatif),
     /// Move a volume's data while it is in use: a job that its front runs, and that survives the death of anything
     Relocate(Box<Relocate>),
+    /// Before a virtual machine moves to another host: add copies of the hot part of its volume near there, and take
+    /// none away
+    PrepareMove(Box<PrepareMove>),
     /// Relocations: look at them, pause, resume, cancel, change their limits
     #[command(subcommand)]
     Job(JobVerb),
@@ -74,6 +77,10 @@ pub(crate) struct Relocate {
     #[arg(long, value_delimiter = ',', value_name = "NODE",
           conflicts_with_all = ["target", "copies", "only_sites", "to_site", "evacuate", "assume"])]
     pub(crate) node: Vec<String>,
+    /// No plan: copies beyond those that the volume was made with go, those that are slow from the host first
+    /// (after `prepare-move`, from whichever host the volume is used in the end)
+    #[arg(long, conflicts_with_all = ["node", "target", "copies", "only_sites", "to_site", "evacuate"])]
+    pub(crate) drop_surplus: bool,
     /// What the guest's 99th percentile may become: "p99<=3ms", "+20%" (above what it was before), or both:
     /// "p99<=3ms|+20%". Copies slow down at once when it is exceeded
     #[arg(long, value_name = "PROTECTION")]
@@ -87,6 +94,46 @@ pub(crate) struct Relocate {
     /// Show what would be done; change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Return at once; the job goes on by itself
+    #[arg(long, visible_alias = "no-wait")]
+    pub(crate) detach_from_terminal: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct PrepareMove {
+    /// The volume's name
+    #[arg(value_name = "VOLUME")]
+    pub(crate) volume: String,
+    /// The host that the virtual machine will run on
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: String,
+    /// What read latency is wanted there from the start: "p99-read<=2ms"; may be given several times
+    #[arg(long, value_name = "TARGET", required_unless_present = "share")]
+    pub(crate) target: Vec<crate::relocate::target::Target>,
+    /// So much of the read load gets a copy where reads are fastest: 0.9 or 90% (default: what the targets need)
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) share: Option<ShareArg>,
+    /// Only chunks of this part get copies
+    #[arg(long, default_value = "all")]
+    pub(crate) range: RangeArg,
+    /// How fast the data may be copied
+    #[arg(long, value_name = "SIZE/s")]
+    pub(crate) rate: Option<RateArg>,
+    /// Round trip to a node, or to all of a site, from where nothing was measured: NODE=2ms
+    #[arg(long, value_delimiter = ',', value_name = "NODE|SITE=LATENCY")]
+    pub(crate) assume: Vec<crate::relocate::args::AssumeArg>,
+    /// What the guest's 99th percentile may become while it is copied: "p99<=3ms", "+20%", or both: "p99<=3ms|+20%"
+    #[arg(long, value_name = "PROTECTION")]
+    pub(crate) protect: Option<ProtectArg>,
+    /// Be copied within this time (2h): then --protect gives way as far as needed, --rate never does
+    #[arg(long, value_name = "TIME")]
+    pub(crate) deadline: Option<SpanArg>,
+    /// Show what would be done; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Look on until everything is copied (the default)
+    #[arg(long, conflicts_with = "detach_from_terminal")]
+    pub(crate) wait: bool,
     /// Return at once; the job goes on by itself
     #[arg(long, visible_alias = "no-wait")]
     pub(crate) detach_from_terminal: bool,

@@ -11,6 +11,7 @@ mod ping;
 mod plan;
 mod plan_json;
 mod plan_score;
+mod prepare_move;
 mod probe;
 mod relocate;
 mod stats;
@@ -61,6 +62,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         },
         Noun::Scrub(args) => scrub::scrub(context, &args),
         Noun::Relocate(args) => relocate::relocate(context, &args),
+        Noun::PrepareMove(args) => prepare_move::prepare_move(context, &args),
         Noun::Job(verb) => job::job(context, &verb),
         Noun::Probe(args) => probe::probe(context, &args),
         Noun::Stats(name) => stats::stats(context, &name.volume),

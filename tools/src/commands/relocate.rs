@@ -5,8 +5,10 @@ use crate::context::Context;
 use crate::error::{Result, ToolError};
 use crate::front;
 use crate::jobs::explicit::{self, Goals};
+use crate::jobs::surplus::{Holder, surplus};
 use crate::jobs::view::{rate_text, span_text};
 use crate::jobs::watch;
+use crate::relocate::gather::gather;
 use crate::relocate::plan_for;
 use crate::table::warn;
 use crate::units::ByteSize;
@@ -17,10 +19,10 @@ use ukai_meta::job::{JOB_FORMAT, JobLimits, JobPrediction, JobRecord, JobState};
 use ukai_meta::map::VolumeMap;
 
 /// What shall become of one volume.
-struct Wanted {
-    goals: Goals,
-    bytes: u64,
-    prediction: Option<JobPrediction>,
+pub(super) struct Wanted {
+    pub(super) goals: Goals,
+    pub(super) bytes: u64,
+    pub(super) prediction: Option<JobPrediction>,
 }
 
 pub(super) fn relocate(context: &Context, args: &Relocate) -> Result<()> {
@@ -66,6 +68,9 @@ fn want(context: &Context, map: &VolumeMap, args: &Relocate) -> Result<Wanted> {
     if !args.node.is_empty() {
         return want_nodes(context, map, args);
     }
+    if args.drop_surplus {
+        return want_no_surplus(context, map, args);
+    }
     let ask = &args.ask;
     let asks_nothing = ask.target.is_empty()
         && ask.copies.is_empty()
@@ -75,7 +80,7 @@ fn want(context: &Context, map: &VolumeMap, args: &Relocate) -> Result<Wanted> {
     if asks_nothing {
         return Err(
             ToolError::usage("it is not said what the volume shall be like")
-                .next("give --target, --to-site, --only-sites, --copies, --evacuate, or --node"),
+                .next("give --target, --to-site, --only-sites, --copies, --evacuate, --node, or --drop-surplus"),
         );
     }
     let planned = plan_for(context, map, ask, false)?;
@@ -129,13 +134,42 @@ fn want_nodes(context: &Context, map: &VolumeMap, args: &Relocate) -> Result<Wan
     })
 }
 
+/// Without a planner: no more copies than the volume was made with.
+fn want_no_surplus(context: &Context, map: &VolumeMap, args: &Relocate) -> Result<Wanted> {
+    let gathered = gather(context, map, &args.ask)?;
+    if gathered.host.is_none() {
+        return Err(ToolError::usage(format!(
+            "nobody has volume {} attached: from where is it used?",
+            map.head.name
+        ))
+        .next("give --host"));
+    }
+    let holders = gathered.nodes.iter().map(|node| {
+        let holder = Holder {
+            site: node.site.clone(),
+            read_us: node.read_median_us(),
+            is_alive: node.is_alive,
+        };
+        (node.id, holder)
+    });
+    let range = args
+        .ask
+        .range
+        .resolve(map.head.size_bytes, map.head.chunk_bytes)?;
+    Ok(Wanted {
+        goals: surplus(map, range, &map.head.place, &holders.collect()),
+        bytes: 0,
+        prediction: None,
+    })
+}
+
 #[allow(clippy::disallowed_methods)] // the time of day, for the record
 fn unix_s() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }
 
-fn record(map: &VolumeMap, args: &Relocate, wanted: &Wanted) -> JobRecord {
+pub(super) fn record(map: &VolumeMap, args: &Relocate, wanted: &Wanted) -> JobRecord {
     let now = unix_s();
     let asked: Vec<String> = std::env::args().skip(1).collect();
     JobRecord {
@@ -172,6 +206,13 @@ fn tell(context: &Context, args: &Relocate, map: &VolumeMap, job: &JobRecord, wa
         "ranges": job.goals.len(), "limits": job.limits, "prediction": job.prediction,
     });
     context.output.show(&value, || {
+        if args.drop_surplus {
+            let verb = if args.dry_run { "would lose" } else { "lose" };
+            return format!(
+                "{chunks} chunks of volume {} {verb} copies beyond those it was made with; nothing is copied",
+                map.head.name
+            );
+        }
         let verb = if args.dry_run { "would move" } else { "moves" };
         let mut text = format!(
             "volume {} {verb} {chunks} chunks in {} ranges, at most {}",
@@ -192,7 +233,12 @@ fn tell(context: &Context, args: &Relocate, map: &VolumeMap, job: &JobRecord, wa
 }
 
 /// What happens to a job once it is made.
-fn follow(context: &Context, args: &Relocate, name: &str, is_attached: bool) -> Result<()> {
+pub(super) fn follow(
+    context: &Context,
+    args: &Relocate,
+    name: &str,
+    is_attached: bool,
+) -> Result<()> {
     if args.detach_from_terminal {
         let hint = if is_attached {
             format!("its front works on it; `ukai-tools job watch {name}` shows how far it is")

@@ -83,6 +83,27 @@ impl FromStr for SpanArg {
     }
 }
 
+/// A part of a whole: 0.9 or 90%.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) struct ShareArg(pub(crate) f64);
+
+impl FromStr for ShareArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || format!("{text:?} is no share; write 0.9 or 90%");
+        let (number, unit) = match text.trim().strip_suffix('%') {
+            Some(number) => (number, 100.0),
+            None => (text.trim(), 1.0),
+        };
+        let share: f64 = number.trim().parse().map_err(|_| form())?;
+        let share = share / unit;
+        (share > 0.0 && share <= 1.0)
+            .then_some(Self(share))
+            .ok_or_else(form)
+    }
+}
+
 /// A rate, or `none`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RateOrNone(pub(crate) Option<u64>);
@@ -145,6 +166,16 @@ mod tests {
         assert_eq!("none".parse::<ProtectOrNone>().unwrap().0, None);
         assert_eq!("none".parse::<RateOrNone>().unwrap().0, None);
         assert_eq!("1MiB/s".parse::<RateOrNone>().unwrap().0, Some(1 << 20));
+    }
+
+    #[test]
+    fn shares() {
+        for text in ["0.9", "90%", " 90 % "] {
+            assert_eq!(text.parse(), Ok(ShareArg(0.9)), "{text}");
+        }
+        for bad in ["", "0", "1.1", "101%", "-1", "nan", "much"] {
+            assert!(bad.parse::<ShareArg>().is_err(), "{bad}");
+        }
     }
 
     #[test]

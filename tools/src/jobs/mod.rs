@@ -2,5 +2,6 @@
 
 pub(crate) mod args;
 pub(crate) mod explicit;
+pub(crate) mod surplus;
 pub(crate) mod view;
 pub(crate) mod watch;

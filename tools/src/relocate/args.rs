@@ -40,6 +40,12 @@ pub(crate) struct PlanArgs {
     /// Round trip to a node, or to all of a site, from where nothing was measured: NODE=2ms
     #[arg(long, value_delimiter = ',', value_name = "NODE|SITE=LATENCY")]
     pub(crate) assume: Vec<AssumeArg>,
+    /// `prepare-move`: copies are added, none is taken away
+    #[arg(skip)]
+    pub(crate) only_add: bool,
+    /// `prepare-move --share`: in place of what the targets need
+    #[arg(skip)]
+    pub(crate) share: Option<f64>,
 }
 
 /// One `who=latency` of `--assume`.

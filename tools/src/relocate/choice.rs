@@ -146,8 +146,14 @@ impl Problem {
             list.push(self.stay(set));
         }
         let candidates = self.candidates(set, set.in_sync.len() + extra, has_space);
-        for removed in subsets(&set.in_sync, ADD_MAX.min(set.in_sync.len())) {
-            let size = removed.len() + extra;
+        let (removals, more) = if self.rules.only_add {
+            // One that is near is enough for reads; for writes each is one more to wait for.
+            (vec![Vec::new()], usize::from(extra == 0))
+        } else {
+            (subsets(&set.in_sync, ADD_MAX.min(set.in_sync.len())), 0)
+        };
+        for removed in removals {
+            let size = removed.len() + extra + more;
             if size == 0 || size > ADD_MAX {
                 continue;
             }

@@ -5,11 +5,12 @@
 
 use super::cover::{Cover, Failure, cover};
 use super::outlook::Outlook;
-use super::problem::{Demand, Problem, Rules};
+use super::problem::{Class, Demand, Problem, Rules};
 use super::target::{Kind, latency_text};
 use crate::place::place_text;
 use crate::units::ByteSize;
 use serde::Serialize;
+use ukai_proto::limits::REPLICAS_MAX;
 
 /// Halvings of the gap, on a logarithmic scale, between what was asked for and what there is now: from 100
 /// times the limit to within 1 %.
@@ -55,6 +56,9 @@ pub(crate) fn explain(problem: &Problem, failure: Failure, host: &str) -> Imposs
         reasons.push("each target can be met alone, all of them together cannot".into());
     }
     reasons.extend(reasons_of(problem));
+    if problem.rules.only_add {
+        reasons.extend(too_many_replicas(problem));
+    }
     if reasons.is_empty() {
         reasons.extend(nearest(problem, host));
     }
@@ -75,6 +79,21 @@ pub(crate) fn explain(problem: &Problem, failure: Failure, host: &str) -> Imposs
         best,
         reasons,
     }
+}
+
+/// Chunks that can get no copy more.
+fn too_many_replicas(problem: &Problem) -> Option<String> {
+    let is_full = |class: &&Class| {
+        problem.sets[class.set as usize].replicas() >= REPLICAS_MAX && class.bytes > 0
+    };
+    let full = problem.classes.iter().filter(is_full);
+    let chunks: u64 = full.map(|class| class.chunks).sum();
+    (chunks > 0).then(|| {
+        format!(
+            "{chunks} chunks have {REPLICAS_MAX} replicas already, the most that are possible; \
+             `ukai-tools volume remove-location` takes some away"
+        )
+    })
 }
 
 /// `None`: the demand alone can be met.
@@ -201,7 +220,10 @@ fn reasons_of(problem: &Problem) -> Vec<String> {
         );
     }
     if out.is_empty() {
-        all.rules = Rules::default();
+        all.rules = Rules {
+            only_add: rules.only_add,
+            ..Rules::default()
+        };
         all.classes
             .iter_mut()
             .for_each(|class| class.movable = true);

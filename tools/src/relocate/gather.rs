@@ -37,6 +37,8 @@ pub(crate) struct Gathered {
     pub(crate) told: Option<Told>,
     pub(crate) assumed: Vec<String>,
     pub(crate) overhead_us: Option<[f64; 2]>,
+    /// If copies are only added: nodes as the host sees them that has the volume attached now.
+    pub(crate) present: Option<BTreeMap<NodeId, NodeModel>>,
 }
 
 impl Gathered {
@@ -111,6 +113,7 @@ pub(crate) fn ask(
         only_sites: args.only_sites.clone(),
         to_site: args.to_site.clone(),
         keep_sites: args.copies.is_empty() && args.only_sites.is_empty() && args.to_site.is_none(),
+        only_add: args.only_add,
     };
     Ok(Ask {
         host: host.into(),
@@ -121,6 +124,8 @@ pub(crate) fn ask(
                 .resolve(map.head.size_bytes, map.head.chunk_bytes)?,
         ),
         curve,
+        share: args.share,
+        present: None,
     })
 }
 
@@ -148,6 +153,7 @@ pub(crate) fn gather(context: &Context, map: &VolumeMap, args: &PlanArgs) -> Res
         told,
         assumed: Vec::new(),
         overhead_us: None,
+        present: None,
     };
     for node in map.nodes() {
         if names.state(node).is_none() {
@@ -282,6 +288,14 @@ impl Gathered {
             self.assumed.push(
                 "the front's own time is not known: the guest will see a little more than what the nodes take".into(),
             );
+        }
+        if let Some(attach) = map.head.attach.as_ref().filter(|_| args.only_add) {
+            let at = attach.host.as_str();
+            let mut present = models(&records, &own(at)?, &of_front(at), &[]).models;
+            if let Some(overhead_us) = self.overhead_us {
+                add_overhead(&mut present, overhead_us);
+            }
+            self.present = Some(present);
         }
         for node in &mut self.nodes {
             node.model = found.models.remove(&node.id);

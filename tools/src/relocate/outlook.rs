@@ -40,12 +40,17 @@ impl<'a> Outlook<'a> {
 
     /// The volume as `cover` would have it.
     pub(crate) fn after(cover: &'a Cover<'_>) -> Self {
+        Self::after_seen_by(cover.problem, cover)
+    }
+
+    /// The same by the latencies of `other`, which has the same nodes.
+    pub(crate) fn after_seen_by(other: &'a Problem, cover: &Cover<'_>) -> Self {
         let problem = cover.problem;
         let load = cover.pieces.iter().map(|piece: &Piece| {
             let in_sync = cover.choices[piece.choice].in_sync.as_slice();
             (&problem.classes[piece.class], piece.chunks, in_sync)
         });
-        Self::of(problem, load)
+        Self::of(other, load)
     }
 
     fn of<'b>(
@@ -78,6 +83,12 @@ impl<'a> Outlook<'a> {
             reads,
             writes,
         }
+    }
+
+    /// Whether the latency of every node that matters is known.
+    pub(crate) fn is_known(&self) -> bool {
+        let mut nodes = self.writes.iter().flat_map(|(_, set)| set);
+        nodes.all(|node| self.problem.node(*node).model.is_some())
     }
 
     /// Share of the requests that are done within `us`.

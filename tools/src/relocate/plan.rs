@@ -7,25 +7,32 @@ use super::curve::{Point, curve, default_demands};
 use super::explain::{Impossible, explain};
 use super::goals::{Goals, RANGES_MAX, goals};
 use super::outlook::{Outlook, SiteShare};
-use super::problem::{Demand, Known, NodeIndex, Problem, Rules};
+use super::problem::{Demand, Known, NodeIndex, NodeModel, Problem, Rules};
 use super::target::{Kind, Target};
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use ukai_meta::job::{GoalSet, Percentiles};
 use ukai_meta::map::VolumeMap;
+use ukai_proto::NodeId;
 use ukai_proto::message::ChunkRange;
 
 /// Of the requests that a target lets be slow, so many may be; the rest is kept for what cannot be known:
 /// exactly on the edge, the measured percentile would miss the target half of the time.
 pub(crate) const MARGIN: f64 = 0.8;
+/// A read is as near as the nearest node's if it is no slower than this quantile of its reads.
+const NEAR_QUANTILE: f64 = 0.99;
 /// What is asked.
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Ask {
     pub(crate) host: String,
     pub(crate) targets: Vec<Target>,
     pub(crate) rules: Rules,
     pub(crate) range: Option<ChunkRange>,
     pub(crate) curve: bool,
+    /// In place of what the targets need: so much of the reads is to come from where they are fastest.
+    pub(crate) share: Option<f64>,
+    /// Nodes as another host sees them, for [`Plan::present`].
+    pub(crate) present: Option<BTreeMap<NodeId, NodeModel>>,
 }
 
 /// How one target fares.
@@ -59,6 +66,8 @@ pub(crate) struct Plan {
     /// Absent: latencies are not known.
     pub(crate) now: Option<Percentiles>,
     pub(crate) after: Option<Percentiles>,
+    /// Now and afterwards on the host of [`Ask::present`]; absent: not asked, or not known.
+    pub(crate) present: Option<[Percentiles; 2]>,
     pub(crate) reads_now: Vec<SiteShare>,
     pub(crate) reads_after: Vec<SiteShare>,
     pub(crate) targets: Vec<TargetFate>,
@@ -80,8 +89,12 @@ pub(crate) struct Plan {
 /// Makes the plan.
 pub(crate) fn plan(map: &VolumeMap, known: Known<'_>, ask: &Ask) -> Plan {
     let range = ask.range.unwrap_or(map.all());
-    let demands = demands(&ask.targets, 1.0);
+    let mut demands = demands(&ask.targets, 1.0);
     let mut problem = Problem::new(map, known, range, ask.rules.clone(), demands.clone());
+    if let Some(share) = ask.share {
+        demands = near(&problem, share).into_iter().collect();
+        problem.demands.clone_from(&demands);
+    }
     let in_use =
         |problem: &Problem, at: NodeIndex| problem.sets.iter().any(|set| set.in_sync.contains(&at));
     let is_known = (0..)
@@ -109,6 +122,7 @@ pub(crate) fn plan(map: &VolumeMap, known: Known<'_>, ask: &Ask) -> Plan {
     let mut out = Plan {
         now: is_known.then(|| now.percentiles()),
         after: None,
+        present: None,
         reads_now: now.reads_by_site(),
         reads_after: Vec::new(),
         targets: Vec::new(),
@@ -133,6 +147,10 @@ pub(crate) fn plan(map: &VolumeMap, known: Known<'_>, ask: &Ask) -> Plan {
             out.bytes_moved = found.bytes + out.goals.filled_bytes;
             out.wan_bytes = found.wan_bytes;
             out.bytes_min = found.bytes_min;
+            out.present = ask
+                .present
+                .as_ref()
+                .and_then(|models| seen_by(models, &problem, found));
             Outlook::after(found)
         }
         Err(failure) => {
@@ -152,8 +170,48 @@ pub(crate) fn plan(map: &VolumeMap, known: Known<'_>, ask: &Ask) -> Plan {
     out
 }
 
+/// That so much of the reads comes from the node with the least median, or one as good. `None`: no node is
+/// known.
+fn near(problem: &Problem, share: f64) -> Option<Demand> {
+    let holds = |at: &NodeIndex| problem.sets.iter().any(|set| set.in_sync.contains(at));
+    let nearest = (0..)
+        .zip(&problem.nodes)
+        .filter(|(at, node)| {
+            let may_get = node.unusable().is_none() && node.free_bytes >= problem.chunk_bytes;
+            may_get || holds(at)
+        })
+        .filter_map(|(_, node)| node.model.as_ref())
+        .min_by(|a, b| a.read.quantile(0.5).total_cmp(&b.read.quantile(0.5)))?;
+    let limit_us = nearest.read.quantile(NEAR_QUANTILE);
+    // Sums of shares are exact to this.
+    let probability = share * nearest.read.share_within(limit_us) * (1.0 - 1e-6);
+    Some(Demand {
+        kind: Kind::Read,
+        probability,
+        limit_us,
+    })
+}
+
+/// What `cover` makes of a volume whose nodes are seen so, now and afterwards.
+fn seen_by(
+    models: &BTreeMap<NodeId, NodeModel>,
+    problem: &Problem,
+    cover: &Cover<'_>,
+) -> Option<[Percentiles; 2]> {
+    let mut there = problem.clone();
+    for node in &mut there.nodes {
+        node.model = models.get(&node.id).cloned();
+    }
+    let (now, after) = (Outlook::now(&there), Outlook::after_seen_by(&there, cover));
+    (now.is_known() && after.is_known()).then(|| [now.percentiles(), after.percentiles()])
+}
+
 /// The demands with the margin; what is met already needs none. `None`: all are.
 fn careful(problem: &Problem, ask: &Ask) -> Option<Vec<Demand>> {
+    // A share is meant as it is said.
+    if ask.share.is_some() {
+        return None;
+    }
     let now = Outlook::now(problem);
     let is_met =
         |demand: &Demand| now.share_within(demand.kind, demand.limit_us) >= demand.probability;

@@ -36,8 +36,9 @@ pub(crate) fn plan_for(
     let states = context.nodes()?;
     let mut gathered = gather(context, map, args)?;
     let host = gathered.host.clone();
-    let ask = ask(map, &states, args, host.as_deref().unwrap_or("?"), curve)?;
-    if !ask.targets.is_empty() {
+    let mut ask = ask(map, &states, args, host.as_deref().unwrap_or("?"), curve)?;
+    ask.present = gathered.present.take();
+    if !ask.targets.is_empty() || ask.share.is_some() {
         let Some(host) = &host else {
             return Err(ToolError::usage(format!(
                 "a target needs a host, and nobody has volume {} attached",

@@ -90,6 +90,8 @@ pub(crate) struct Rules {
     pub(crate) to_site: Option<String>,
     /// Copies stay in at least as many sites as now.
     pub(crate) keep_sites: bool,
+    /// No copy is taken away; one may be added.
+    pub(crate) only_add: bool,
 }
 
 /// A share `probability` of reads or writes is to take at most `limit_us`.

@@ -358,3 +358,46 @@ fn four_million_chunks_and_a_hundred_nodes() {
     );
     assert_eq!(got.impossible, None);
 }
+
+#[test]
+fn copies_are_only_added_and_space_is_kept() {
+    let mut codes = vec![0u8; 100];
+    codes[40..50].fill(99);
+    let heat = heat(codes);
+    // Nodes 3 and 4 are near; each has room for 6 chunks.
+    let known = Known {
+        nodes: nodes(6 << 20),
+        heat: Some(&heat),
+        written: None,
+    };
+    let mut asked = ask(&["p99-read<=1ms"]);
+    asked.rules.only_add = true;
+    asked.present = Some(
+        nodes(0)
+            .into_iter()
+            .filter_map(|node| Some((node.id, node.model?)))
+            .collect(),
+    );
+    let plan = plan(&map(100), known.clone(), &asked);
+    assert_eq!(plan.impossible, None);
+    assert_eq!((plan.chunks_moved, plan.moves.len()), (10, 2), "{plan:?}");
+    for one in &plan.moves {
+        assert!(
+            one.goal.remove.is_empty() && one.goal.add.len() == 1,
+            "{one:?}"
+        );
+        assert!(one.chunks <= 6 && one.goal.copies == 2, "{one:?}");
+    }
+    let [now, after] = plan.present.unwrap();
+    assert_eq!(Some(now), plan.now);
+    assert_eq!(Some(after), plan.after);
+    assert!(
+        after.write.p50_us >= now.write.p50_us,
+        "one more to wait for"
+    );
+    // A share in place of the target, whatever that needs.
+    asked.share = Some(0.5);
+    let half = super::plan(&map(100), known, &asked);
+    assert_eq!((half.chunks_moved, half.margin), (5, 1.0), "{half:?}");
+    assert!(!half.targets[0].is_met_after);
+}
