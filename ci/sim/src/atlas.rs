@@ -12,6 +12,7 @@ use crate::world::{NodeIndex, World};
 use std::rc::Rc;
 use ukai_meta::map::VolumeMap;
 use ukai_proto::ChunkIndex;
+use ukai_proto::header::PROTOCOL;
 
 /// Damage found so late was overlooked by nobody: fronts notice a lost node within this time.
 pub(crate) const NOTICE_MAX: u64 = 3 * SECOND;
@@ -157,7 +158,8 @@ impl World {
     /// May this sector be destroyed on this node? Not before replicas are reconciled: of another copy the
     /// record may be lost, so that it needs this one to be told from damage.
     pub(crate) fn may_be_damaged(&mut self, node: NodeIndex, sector: u64) -> bool {
-        if !self.are_replicas_reconciled() {
+        // Nor on a node that nobody speaks to: it cannot be healed there, and waits for that before it is restarted.
+        if !self.are_replicas_reconciled() || self.nodes[node].protocol != PROTOCOL {
             return false;
         }
         self.forget_healed();
