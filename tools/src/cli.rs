@@ -1,6 +1,7 @@
 //! The command line: parsing only, nothing is done here.
 
 use crate::jobs::args::{ProtectArg, ProtectOrNone, RateOrNone, ShareArg, SpanArg};
+use crate::jobs::follow::Hours;
 use crate::place::PlaceArg;
 use crate::range::RangeArg;
 use crate::relocate::args::PlanArgs;
@@ -65,9 +66,9 @@ pub(crate) enum Noun {
 
 #[derive(Args, Debug)]
 pub(crate) struct Relocate {
-    /// The volume's name
+    /// Names of volumes
     #[arg(value_name = "VOLUME", required_unless_present = "all")]
-    pub(crate) volume: Option<String>,
+    pub(crate) volume: Vec<String>,
     /// All volumes
     #[arg(long, conflicts_with = "volume")]
     pub(crate) all: bool,
@@ -81,6 +82,19 @@ pub(crate) struct Relocate {
     /// (after `prepare-move`, from whichever host the volume is used in the end)
     #[arg(long, conflicts_with_all = ["node", "target", "copies", "only_sites", "to_site", "evacuate"])]
     pub(crate) drop_surplus: bool,
+    /// Stay, and move a volume's data whenever a target has been broken for two looks on the host that has it attached
+    /// then; one job per volume at a time. Ends on SIGTERM or Ctrl-C, jobs go on
+    #[arg(long, conflicts_with_all = ["host", "node", "drop_surplus", "deadline", "detach_from_terminal"])]
+    pub(crate) follow: bool,
+    /// With --follow: the only hours, UTC, in which a move is begun (22:00-06:00)
+    #[arg(long, requires = "follow", value_name = "HOURS")]
+    pub(crate) quiet_hours: Option<Hours>,
+    /// With --follow: time between looks (default 60s)
+    #[arg(long, requires = "follow", value_name = "TIME")]
+    pub(crate) every: Option<SpanArg>,
+    /// With --follow: one look, which is believed at once, and end
+    #[arg(long, requires = "follow")]
+    pub(crate) once: bool,
     /// What the guest's 99th percentile may become: "p99<=3ms", "+20%" (above what it was before), or both:
     /// "p99<=3ms|+20%". Copies slow down at once when it is exceeded
     #[arg(long, value_name = "PROTECTION")]

@@ -1,10 +1,13 @@
-//! `prepare-move` and `relocate --drop-surplus` against fake nodes: the job that is made, and what is said.
+//! `prepare-move`, `relocate --drop-surplus` and `relocate --follow` against fake nodes: the jobs that are made, and
+//! what is said.
 
 #![allow(clippy::unwrap_used)] // a failure is the test's result
 
 mod common;
 
-use common::{World, node_id};
+use common::{World, command, node_id};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use ukai_meta::job::{Batch, GoalSet, JobRecord, JobState, Next};
 use ukai_meta::transition::Change;
 use ukai_meta::{HostLatency, LatencyPoints, NodeLatency, catalog, job, transition};
@@ -258,4 +261,105 @@ fn surplus_copies_go_by_a_job_too() {
         min_copies: 2,
     };
     assert_eq!(step, Next::Changes(vec![change]));
+}
+
+const FOLLOW: [&str; 5] = ["relocate", "v", "--follow", "--target", "p99-read<=2ms"];
+
+/// The volume is now used from where n1 and n2 are far.
+fn break_the_target(world: &World) {
+    let us = [(1, 9e3), (2, 1e4), (3, 200.0), (4, 220.0)];
+    measured(world, "elsewhere", &us);
+}
+
+#[test]
+fn one_look_moves_what_is_too_slow_and_never_twice() {
+    let world = world();
+    let once = with(&FOLLOW, &["--once", "--rate", "8MiB/s"]);
+    let met = world.ok(&once);
+    assert!(met.contains("v: the targets are met"), "{met}");
+    break_the_target(&world);
+    // An hour that is half a day away.
+    let hour = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() / 3600 % 24;
+    let hours = format!("{:02}:00-{:02}:00", (hour + 12) % 24, (hour + 13) % 24);
+    let later = world.ok(&with(&once, &["--quiet-hours", &hours]));
+    assert!(later.contains("not the time"), "{later}");
+    let dry = world.ok(&with(&once, &["--dry-run"]));
+    assert!(
+        dry.contains("4 chunks would be moved towards host elsewhere"),
+        "{dry}"
+    );
+    assert_eq!(record(&world), None);
+    let moved = world.ok(&once);
+    assert!(
+        moved.contains("4 chunks are moved towards host elsewhere"),
+        "{moved}"
+    );
+    let made = record(&world).unwrap();
+    assert_eq!(made.sets[0].add, [node_id(3)]);
+    assert_eq!((made.sets[0].copies, made.sets[0].remove.len()), (2, 1));
+    assert_eq!(made.limits.rate_bytes_per_s, Some(8 << 20));
+    assert!(made.asked.contains("--follow"), "{}", made.asked);
+    let again = world.ok(&once);
+    assert!(again.contains("a job is there"), "{again}");
+    // Cancelled: whoever did it had a reason.
+    let volume = made.volume;
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    catalog::update_job(&*world.store, volume, "v", |job| {
+        (job.state, job.ended_unix_s) = (JobState::Cancelled, Some(now));
+        Ok(true)
+    })
+    .unwrap();
+    let all = [
+        "relocate",
+        "--all",
+        "--follow",
+        "--target",
+        "p99-read<=2ms",
+        "--once",
+    ];
+    let gave_up = world.json(&all);
+    assert!(
+        gave_up["said"].as_str().unwrap().contains("cancelled"),
+        "{gave_up}"
+    );
+    world.refused(&["relocate", "v", "--follow"], 2, &["--target"]);
+    world.refused(&["relocate", "v", "--every", "5s"], 2, &["--follow"]);
+    world.refused(&with(&once, &["--quiet-hours", "late"]), 2, &["no hours"]);
+    world.refused(
+        &[
+            "relocate",
+            "w",
+            "--follow",
+            "--target",
+            "p99-read<=2ms",
+            "--once",
+        ],
+        4,
+        &["no volume w"],
+    );
+}
+
+#[test]
+fn the_loop_looks_twice_and_leaves_the_job_alone_when_it_is_told_to_end() {
+    let world = world();
+    break_the_target(&world);
+    let mut child = command()
+        .args(FOLLOW)
+        .args(["--every", "1s", "--meta", &world.url])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut line = || lines.next().unwrap().unwrap();
+    assert_eq!(line(), "v: a target is broken; one more look");
+    assert_eq!(record(&world), None, "one look is not enough");
+    assert_eq!(line(), "v: 4 chunks are moved towards host elsewhere");
+    assert_eq!(line(), "v: a job is there");
+    let killed = Command::new("kill")
+        .arg(child.id().to_string())
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(record(&world).unwrap().state, JobState::Running);
 }

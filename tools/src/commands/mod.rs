@@ -3,6 +3,7 @@
 
 mod cluster;
 mod drain;
+mod follow;
 mod job;
 mod location;
 mod node;
@@ -61,6 +62,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
             NodeVerb::Ping(args) => ping::ping(context, &args),
         },
         Noun::Scrub(args) => scrub::scrub(context, &args),
+        Noun::Relocate(args) if args.follow => follow::follow(context, &args),
         Noun::Relocate(args) => relocate::relocate(context, &args),
         Noun::PrepareMove(args) => prepare_move::prepare_move(context, &args),
         Noun::Job(verb) => job::job(context, &verb),

@@ -69,7 +69,7 @@ pub(super) fn prepare_move(context: &Context, args: &PrepareMove) -> Result<()> 
 /// What it has in common with `relocate`.
 fn as_relocation(args: &PrepareMove) -> Relocate {
     Relocate {
-        volume: Some(args.volume.clone()),
+        volume: vec![args.volume.clone()],
         all: false,
         ask: PlanArgs {
             host: Some(args.host.clone()),
@@ -83,6 +83,10 @@ fn as_relocation(args: &PrepareMove) -> Relocate {
         },
         node: Vec::new(),
         drop_surplus: false,
+        follow: false,
+        quiet_hours: None,
+        every: None,
+        once: false,
         protect: args.protect,
         deadline: args.deadline,
         detach_old_after: None,

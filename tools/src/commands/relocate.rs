@@ -26,22 +26,21 @@ pub(super) struct Wanted {
 }
 
 pub(super) fn relocate(context: &Context, args: &Relocate) -> Result<()> {
-    let names = match &args.volume {
-        Some(name) => vec![name.clone()],
-        None => catalog::list_volumes(&*context.store)?
-            .into_iter()
-            .map(|volume| volume.name)
-            .collect(),
+    let names = if args.all {
+        let volumes = catalog::list_volumes(&*context.store)?;
+        volumes.into_iter().map(|volume| volume.name).collect()
+    } else {
+        args.volume.clone()
     };
     let mut made = Vec::new();
     for name in &names {
         let map = context.volume(name)?;
-        if args.volume.is_none() && map.head.deleting {
+        if args.all && map.head.deleting {
             continue;
         }
-        let wanted = want(context, &map, args).map_err(|error| match args.volume {
-            Some(_) => error,
-            None => error.context(format_args!("volume {name}")),
+        let wanted = want(context, &map, args).map_err(|error| match names.len() {
+            1 if !args.all => error,
+            _ => error.context(format_args!("volume {name}")),
         })?;
         if wanted.goals.goals.is_empty() {
             let value = json!({ "volume": name, "state": "as-asked" });

@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 pub(crate) mod explicit;
+pub(crate) mod follow;
 pub(crate) mod surplus;
 pub(crate) mod view;
 pub(crate) mod watch;
