@@ -24,6 +24,14 @@ pub(crate) enum ReopenError {
         /// Why.
         source: OpenError,
     },
+    /// A fence was answered with an error, or not at all.
+    #[error("shard {shard} does not fence: {problem}")]
+    Fence {
+        /// Which.
+        shard: ShardIndex,
+        /// What.
+        problem: String,
+    },
     /// A read was answered with an error, or not at all.
     #[error("chunk {chunk} sector {sector}: {problem}")]
     Read {
@@ -57,17 +65,26 @@ pub(crate) fn read_volume(
     let mut values = Vec::new();
     let mut stores = Vec::new();
     for shard in (0..shards).map(ShardIndex) {
-        let (limits, boot) = (StoreLimits::default(), BootId([boot; 16]));
-        let opened = Store::<Vec<u8>>::open_on(disk, &node.shard_place(shard), limits, boot);
+        let (limits, run) = (StoreLimits::default(), BootId([boot; 16]));
+        let opened = Store::<Vec<u8>>::open_on(disk, &node.shard_place(shard), limits, run);
         let (store, _) = opened.map_err(|source| ReopenError::Shard { shard, source })?;
         let mut store = store;
-        // As the next front does before it reads: what a recovery adopted is doubted until then.
+        // As the next front does before it reads: what a recovery adopted is doubted until then. After another cut it
+        // is another front, with a higher token.
         let fence = StoreRequest::Fence {
             volume: volume.id,
-            token: Token(u32::MAX),
+            token: Token(u32::MAX - 255 + u32::from(boot)),
             generation: Generation(u32::MAX),
         };
-        ask(disk, &mut store, fence);
+        match ask(disk, &mut store, fence) {
+            Some(StoreReply::Done { .. }) => {}
+            other => {
+                return Err(ReopenError::Fence {
+                    shard,
+                    problem: format!("{other:?}"),
+                });
+            }
+        }
         stores.push(store);
     }
     let mut sector = 0;
