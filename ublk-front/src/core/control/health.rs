@@ -232,15 +232,20 @@ impl ControlCore {
 
     /// Nodes that lanes cannot count on at this moment: down, restarted, or failed.
     pub(super) fn doubtful(&self) -> BTreeSet<NodeId> {
-        self.nodes
-            .iter()
-            .filter(|entry| {
-                let seen = self.seen.get(&entry.node);
-                let troubled = seen.is_none_or(|s| s.down_since.is_some() || s.failed.is_some());
-                troubled || self.all_up(entry.node) != entry.incarnation
-            })
-            .map(|entry| entry.node)
-            .collect()
+        let doubtful = self.nodes.iter().filter(|entry| self.doubts(entry));
+        doubtful.map(|entry| entry.node).collect()
+    }
+
+    /// The same of one node.
+    pub(super) fn is_doubtful(&self, node: NodeId) -> bool {
+        let mut entries = self.nodes.iter().filter(|entry| entry.node == node);
+        entries.any(|entry| self.doubts(entry))
+    }
+
+    fn doubts(&self, entry: &NodeEntry) -> bool {
+        let seen = self.seen.get(&entry.node);
+        let troubled = seen.is_none_or(|s| s.down_since.is_some() || s.failed.is_some());
+        troubled || self.all_up(entry.node) != entry.incarnation
     }
 
     /// Nodes to be recorded stale now: failed, restarted with a new boot, or down for too long.

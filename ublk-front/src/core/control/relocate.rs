@@ -10,9 +10,9 @@ use super::{ControlCore, sync};
 use crate::core::api::{ControlAction, Now};
 use std::collections::VecDeque;
 use std::time::Duration;
+use ukai_meta::KvVersion;
 use ukai_meta::job::{self, Batch, JobProgress, JobRecord, JobState, Next, Outlook, Wait};
 use ukai_meta::transition::{self, Change, TransitionError};
-use ukai_meta::{KvVersion, NodeHealth};
 use ukai_proto::limits::SECTOR_BYTES;
 use ukai_proto::{Generation, NodeId};
 
@@ -323,8 +323,8 @@ impl ControlCore {
         }
         match next {
             Next::Changes(changes) => {
-                let busy =
-                    self.sync.is_some() || self.resync_is_due(now) || !self.intents.is_empty();
+                let resync = self.sync.is_some() || self.next_resync(now).is_some();
+                let busy = resync || !self.intents.is_empty();
                 (cancelling || !busy) && self.step_job(now, &changes, out)
             }
             Next::Wait(wait) => {
@@ -425,19 +425,6 @@ impl ControlCore {
             } else {
                 self.alive.contains(&node)
             }
-    }
-
-    /// A node that missed writes is back: it goes before the job.
-    pub(super) fn resync_is_due(&self, now: Now) -> bool {
-        let health = &self.map().head.health;
-        health.iter().any(|(node, health)| {
-            let paused = self.sync_retry_at.get(node).is_some_and(|at| now < *at);
-            let behind = matches!(
-                health,
-                NodeHealth::Stale { .. } | NodeHealth::Rejoining { .. }
-            );
-            behind && !paused && self.all_up(*node).is_some()
-        })
     }
 
     fn limit_pace(&mut self, now: Now) {

@@ -127,7 +127,7 @@ impl Sync {
 impl ControlCore {
     pub(super) fn drive_sync(&mut self, now: Now, out: &mut Vec<ControlAction>) {
         // A node that missed writes goes before a relocation, which finds what it did when its turn comes.
-        if self.sync.as_ref().is_some_and(Sync::is_paced) && self.resync_is_due(now) {
+        if self.sync.as_ref().is_some_and(Sync::is_paced) && self.next_resync(now).is_some() {
             self.sync = None;
         }
         if self.sync.is_none() {
@@ -179,36 +179,42 @@ impl ControlCore {
 
     /// A node that has something to be filled, is reachable, and is not to be left alone for now.
     fn next_sync(&self, now: Now) -> Option<Sync> {
-        let map = self.map();
+        if self.relocation.is_active() {
+            if let Some(sync) = self.next_resync(now) {
+                return Some(sync);
+            }
+        }
+        let mut nodes = self.map().nodes().into_iter();
+        nodes.find_map(|node| self.sync_for(now, node))
+    }
+
+    /// The same of the nodes that missed writes. What interrupts a relocation is decided by what would begin in its
+    /// place: else it would be begun and interrupted for ever.
+    pub(super) fn next_resync(&self, now: Now) -> Option<Sync> {
+        let mut behind = self.map().head.health.iter();
+        behind.find_map(|(node, _)| self.sync_for(now, *node))
+    }
+
+    fn sync_for(&self, now: Now, node: NodeId) -> Option<Sync> {
         // A source may still lack what another in-sync replica has.
         if !self.intents.is_empty() || self.is_renewing() {
             return None;
         }
-        let doubtful = self.doubtful();
-        let candidate = |node: NodeId| {
-            let paused = self.sync_retry_at.get(&node).is_some_and(|at| now < *at);
-            if paused || self.all_up(node).is_none() {
-                return None;
-            }
-            if let Some(NodeHealth::Stale { .. }) = map.health(node) {
-                return Some(Sync::new(node, Stage::Fencing));
-            }
-            let joining = !map.ranges_of(node, ReplicaState::Joining).is_empty();
-            let paced = map.health(node).is_none() && self.relocation.moves_to(node);
-            let halted = paced && self.relocation.is_halted();
-            (joining && !halted && !doubtful.contains(&node)).then(|| Sync {
-                paced,
-                ..Sync::new(node, Stage::Installing)
-            })
-        };
-        let nodes = map.nodes();
-        if self.relocation.is_active() {
-            let behind = nodes.iter().filter(|node| map.health(**node).is_some());
-            if let Some(sync) = behind.copied().find_map(candidate) {
-                return Some(sync);
-            }
+        let paused = self.sync_retry_at.get(&node).is_some_and(|at| now < *at);
+        if paused || self.all_up(node).is_none() {
+            return None;
         }
-        nodes.into_iter().find_map(candidate)
+        let map = self.map();
+        if let Some(NodeHealth::Stale { .. }) = map.health(node) {
+            return Some(Sync::new(node, Stage::Fencing));
+        }
+        let paced = map.health(node).is_none() && self.relocation.moves_to(node);
+        let halted = paced && self.relocation.is_halted();
+        let joining = || !map.ranges_of(node, ReplicaState::Joining).is_empty();
+        (!halted && !self.is_doubtful(node) && joining()).then(|| Sync {
+            paced,
+            ..Sync::new(node, Stage::Installing)
+        })
     }
 
     /// Lanes write to it: from here on only what was written before the barrier is to be copied.
