@@ -28,8 +28,14 @@ pub(crate) const VOLUME_MIB: u64 = 128;
 const CHUNK_MIB: u64 = 2;
 /// Chunks that are moved together.
 pub(crate) const GROUP_CHUNKS: u64 = 8;
-/// Smaller than a volume, so that it can be filled.
-const NODE_SIZE: &str = "96MiB";
+/// Two replicas of what guests leave of a volume need more than all nodes have: one of them can be filled, wherever
+/// the chunks were moved.
+const NODE_MIB: u64 = 64;
+const _: () = assert!(NODE_MIB * NODES.len() as u64 <= 2 * (VOLUME_MIB - GUEST_SLOTS_MAX));
+/// Ranges of a volume that guests use, the one at its end included.
+const RANGES: u64 = 12;
+/// None is longer than a slot, so each lies in two at most.
+const GUEST_SLOTS_MAX: u64 = 2 * RANGES;
 /// Slots of 1 MiB, in sectors.
 pub(crate) const SLOT: u64 = 256;
 /// From the end of the faults until everything is in sync: flap damping alone may take 64 s.
@@ -109,7 +115,7 @@ impl World {
         story.tell("starting nodes");
         let mut nodes = Vec::new();
         for (member, site) in NODES {
-            let mut node = stable.format(&net, member, site, NODE_SIZE)?;
+            let mut node = stable.format(&net, member, site, &format!("{NODE_MIB}MiB"))?;
             node.start(&net, &stable)?;
             nodes.push(node);
         }
@@ -456,9 +462,9 @@ fn draw_ranges(rng: &mut ChaCha8Rng) -> Vec<Range<u64>> {
     let total = VOLUME_MIB * SLOT;
     let mut ranges = Vec::new();
     ranges.push(total - 40..total);
-    for n in 0..11 {
+    for n in 1..RANGES {
         let length = rng.random_range(8..64);
-        let start = if n % 3 == 0 {
+        let start = if n % 3 == 1 {
             rng.random_range(1..total / SLOT) * SLOT - length / 2
         } else {
             rng.random_range(0..total - length)
