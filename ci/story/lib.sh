@@ -89,6 +89,25 @@ guest_for() {
 	done
 }
 
+# front_sees VOLUME: what its front has measured since it was attached; fio tells only when it ends
+front_sees() {
+	tools --json stats "$1" | json - '["%-6s p50 %7.2f ms   p99 %7.2f ms   (%d of them, by the front)" % (kind, d["front"][kind]["p50_us"] / 1000,
+		d["front"][kind]["p99_us"] / 1000, d["front"][kind]["count"]) for kind in ("read", "write")]'
+}
+
+# score VOLUME: what the move was to bring against what it brought; only what was measured after it counts, so it may
+# have to be waited for
+score() {
+	local file=$scratch/$1/score.json end=$((SECONDS + 20))
+	while :; do
+		tools --json plan --score "$1" >"$file"
+		[ "$(json "$file" '"none" if d["measured"] is None else "some"')" = none ] || break
+		[ $SECONDS -lt $end ] || die "the front of $1 has not told what it measured after the move"
+		guest_for "$1" 2
+	done
+	tools plan --score "$1"
+}
+
 figures() { # WHAT VOLUME ARGUMENT...
 	local what=$1 folder=$2
 	shift 2

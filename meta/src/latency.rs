@@ -14,9 +14,18 @@ pub const QUANTILES: [f64; 19] = [
     0.999, 1.0,
 ];
 
+/// What a node's reads and writes took is not worth more than its network round trip and service time of now, once it
+/// is so much older than these.
+pub const STALE_S: u64 = 600;
+
 /// Nodes in one host's record: with five distributions of 19 numbers each it stays far below the
 /// store's limit of a value.
 pub const HOST_NODES_MAX: usize = 256;
+
+/// Per node only requests of at most so many sectors (32 KiB) are in [`NodeLatency::read`] and its like: what
+/// carries more measures the bandwidth of network and disk, and one bulk reader would make a node look as slow for
+/// everybody. Predictions speak of requests of that size.
+pub const SMALL_SECTORS_MAX: u16 = 8;
 
 /// A latency distribution: values at [`QUANTILES`], microseconds, ascending.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -148,26 +157,41 @@ impl LatencyPoints {
     }
 }
 
-/// What one host knows of one node. What was never measured is absent.
+/// What one host knows of one node, of requests of at most [`SMALL_SECTORS_MAX`] where nothing else is said. What
+/// was never measured is absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeLatency {
     /// The node.
     pub node: NodeId,
+    /// When it was measured, seconds since 1970; 0: not told.
+    #[serde(default, skip_serializing_if = "is_untold")]
+    pub at_unix_s: u64,
     /// Round trip without the node's service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<LatencyPoints>,
-    /// A guest read (of any size) that this node served: the whole round trip that the front's lane saw.
+    /// A guest read that this node served: the whole round trip that the front's lane saw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read: Option<LatencyPoints>,
     /// The same for one replica's part of a guest write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub write: Option<LatencyPoints>,
+    /// Reads of more sectors, told only where there is no `read`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read_large: Option<LatencyPoints>,
+    /// Writes of more sectors, told only where there is no `write`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_large: Option<LatencyPoints>,
     /// Reads inside the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_service: Option<LatencyPoints>,
     /// Writes inside the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub write_service: Option<LatencyPoints>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde calls it
+fn is_untold(at_unix_s: &u64) -> bool {
+    *at_unix_s == 0
 }
 
 impl NodeLatency {
@@ -178,6 +202,44 @@ impl NodeLatency {
             node,
             ..Self::default()
         }
+    }
+
+    /// Adds what was known at another, earlier time: service times and network, if none are known now; reads and
+    /// writes only if they are not more than [`STALE_S`] older, or if nothing is known now that could stand for them.
+    pub fn fill_in(&mut self, older: &Self) {
+        let recent = older.at_unix_s.saturating_add(STALE_S) >= self.at_unix_s;
+        if recent || self.network.is_none() {
+            let untold = |kind: &Option<_>, large: &Option<_>| kind.is_none() && large.is_none();
+            if self.read.is_none() && (older.read.is_some() || untold(&self.read, &self.read_large))
+            {
+                (self.read, self.read_large) = (older.read, older.read_large);
+            }
+            if self.write.is_none()
+                && (older.write.is_some() || untold(&self.write, &self.write_large))
+            {
+                (self.write, self.write_large) = (older.write, older.write_large);
+            }
+        }
+        self.network = self.network.or(older.network);
+        self.keep_service_of(older);
+    }
+
+    fn keep_service_of(&mut self, older: &Self) {
+        self.read_service = self.read_service.or(older.read_service);
+        self.write_service = self.write_service.or(older.write_service);
+    }
+
+    /// Is anything known?
+    #[must_use]
+    pub fn tells(&self) -> bool {
+        let Self {
+            node, at_unix_s, ..
+        } = *self;
+        *self
+            != Self {
+                at_unix_s,
+                ..Self::of(node)
+            }
     }
 }
 
@@ -202,9 +264,14 @@ impl HostLatency {
         self.nodes.iter().find(|known| known.node == node)
     }
 
-    /// Adds what an earlier record knew of nodes that this one does not tell of; what was told longest
-    /// ago goes first if there are too many.
+    /// Adds what an earlier record knew of nodes that this one does not tell of, and service times, which are the
+    /// node's own, where it tells none; what was told longest ago goes first if there are too many.
     pub(crate) fn keep_of(&mut self, old: Self) {
+        for known in &mut self.nodes {
+            if let Some(older) = old.node(known.node) {
+                known.keep_service_of(older);
+            }
+        }
         let untold = |known: &NodeLatency| self.node(known.node).is_none();
         let kept: Vec<NodeLatency> = old.nodes.into_iter().filter(untold).collect();
         self.nodes.extend(kept);

@@ -7,12 +7,16 @@ use serde::{Deserialize, Serialize};
 use ukai_proto::Token;
 use ukai_proto::message::REPORT_BYTES_MAX;
 
-/// Latency and amount of one kind of guest request over the last minute.
+/// Latency and amount of one kind of guest request, of any size, since [`FrontReport::since_unix_s`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GuestReport {
     /// As the guest saw it; absent if there were none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<LatencyPoints>,
+    /// What of it the front itself took, over the last minute: all but the round trips to nodes. Of requests of at most
+    /// [`crate::latency::SMALL_SECTORS_MAX`] within one chunk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub front: Option<LatencyPoints>,
     /// Requests per second.
     pub ops_per_s: f64,
     /// Bytes per second.
@@ -39,6 +43,10 @@ pub struct FrontReport {
     pub token: Token,
     /// When, seconds since 1970.
     pub at_unix_s: u64,
+    /// Since when `guest` was measured, seconds since 1970: for a minute, or since the end of the last relocation, so
+    /// that nothing of before it is in what is said after. Absent: for a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_unix_s: Option<u64>,
     /// What the guest saw.
     pub guest: GuestReports,
     /// What it knows of the nodes, those it reads from first.
@@ -69,7 +77,8 @@ impl FrontReport {
     }
 }
 
-/// What a shard of a node tells of itself: time inside the node, over the last minutes.
+/// What a shard of a node tells of itself: time that requests of at most [`crate::latency::SMALL_SECTORS_MAX`] took inside
+/// the node, over the last minutes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServiceReport {
     /// READ requests.
@@ -102,6 +111,7 @@ mod tests {
         let points = LatencyPoints::from_quantiles(9, |quantile| 100.0 + quantile);
         let guest = GuestReport {
             latency: points,
+            front: points,
             ops_per_s: 1.5,
             bytes_per_s: 6144.0,
         };
@@ -115,6 +125,7 @@ mod tests {
             host: "hv1".into(),
             token: Token(3),
             at_unix_s: 1_790_000_000,
+            since_unix_s: Some(1_789_999_940),
             guest: GuestReports {
                 read: guest.clone(),
                 write: guest,

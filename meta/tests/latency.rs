@@ -20,9 +20,12 @@ fn sample() -> HostLatency {
         nodes: vec![
             NodeLatency {
                 node: NodeId([1; 16]),
+                at_unix_s: 1_789_999_999,
                 network: points(10, 83.25),
                 read: points(11, 200.0),
                 write: points(12, 300.0),
+                read_large: points(15, 2000.0),
+                write_large: points(16, 3000.0),
                 read_service: points(13, 90.0),
                 write_service: points(14, 150.0),
             },
@@ -108,6 +111,9 @@ fn the_largest_record_fits() {
             network: points(u64::MAX, 59_999_999.9),
             read: points(u64::MAX, 59_999_999.9),
             write: points(u64::MAX, 59_999_999.9),
+            read_large: points(u64::MAX, 59_999_999.9),
+            write_large: points(u64::MAX, 59_999_999.9),
+            at_unix_s: u64::MAX,
             read_service: points(u64::MAX, 59_999_999.9),
             write_service: points(u64::MAX, 59_999_999.9),
             ..NodeLatency::of(NodeId::NIL)

@@ -61,10 +61,19 @@ fn volume(world: &World) {
 
 /// What a front on `host` tells: chunks 8 to 11 get nearly all reads, all of the first 32 are written alike.
 fn front(world: &World, host: &str) {
+    front_since(world, host, 60);
+}
+
+/// The same, of what the guest saw in so many seconds.
+fn front_since(world: &World, host: &str, over_s: u64) {
+    let now_s = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs();
     let guest = |us: f64| serde_json::json!({ "latency": points(us), "ops_per_s": 100.0, "bytes_per_s": 409_600.0 });
     let report = serde_json::json!({
         "host": host, "token": 1, "nodes": [],
-        "at_unix_s": std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs(),
+        "at_unix_s": now_s, "since_unix_s": now_s - over_s,
         "guest": { "read": guest(10_100.0), "write": guest(15_700.0), "flush": { "ops_per_s": 0.0, "bytes_per_s": 0.0 } },
     });
     let chunks = (0u8..32).map(|chunk| {
@@ -435,7 +444,29 @@ fn the_score_compares_prediction_and_measurement() {
             .ok(&["plan", "--score", "v"])
             .contains("the volume is used from host elsewhere")
     );
+    // Half of this minute was before the move.
+    let ended = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs()
+        - 30;
+    catalog::update_job(&*world.store, map.head.volume, "v", |job| {
+        job.ended_unix_s = Some(ended);
+        Ok(true)
+    })
+    .unwrap();
     front(&world, "hv");
+    let score = world.json(&["plan", "--score", "v"]);
+    assert!(
+        score["measured"].is_null() && score["again_in_s"].as_u64() >= Some(1),
+        "{score}"
+    );
+    let text = world.ok(&["plan", "--score", "v"]);
+    assert!(
+        text.contains("not measured yet") && text.contains("ask again in"),
+        "{text}"
+    );
+    front_since(&world, "hv", 25);
     let score = world.json(&["plan", "--score", "v"]);
     assert!(
         about(&score["ratio"]["read"]["p50"], 1.01) && about(&score["ratio"]["write"]["p50"], 1.0),
@@ -447,6 +478,13 @@ fn the_score_compares_prediction_and_measurement() {
             && text.contains("+1 %")
             && text.contains("done"),
         "{text}"
+    );
+    // It stays with the job when no front tells anything any more.
+    world.held(1, |held| held.reports.clear());
+    let kept = world.json(&["plan", "--score", "v"]);
+    assert_eq!(
+        (&kept["measured"], &kept["measured_at_unix_s"]),
+        (&score["measured"], &score["measured_at_unix_s"])
     );
     world.refused(
         &["plan", "--score", "v", "--host", "hv"],

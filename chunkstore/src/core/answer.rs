@@ -71,7 +71,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                 crcs,
                 data,
             } => {
-                self.service.read(service_ns);
+                self.service.read(header.count, service_ns);
                 let data = OutData::from(data);
                 let mut aux = crc_table(service_ns, crcs.into_iter());
                 let flags = zeroes(&data);
@@ -108,7 +108,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             }
             StoreReply::Done { .. } if matches!(header.opcode, Opcode::Write | Opcode::Zero) => {
                 if header.opcode == Opcode::Write {
-                    self.service.write(service_ns);
+                    self.service.write(header.count, service_ns);
                 }
                 let (none, served) = (OutData::None, Seq(service_ns.min(SEQ_MAX)));
                 self.done_at(request, Vec::new(), Flags::NONE, none, served, out);

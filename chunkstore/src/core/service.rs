@@ -1,7 +1,9 @@
-//! How long reads and writes take inside the shard, from admission to the reply: the last minute or two.
+//! How long reads and writes of at most [`SMALL_SECTORS_MAX`] take inside the shard, from admission to the reply: the last
+//! minute or two. Larger ones would say more of the disk's bandwidth than of how long a request waits.
 
 use hdrhistogram::Histogram;
 use ukai_meta::LatencyPoints;
+use ukai_meta::latency::SMALL_SECTORS_MAX;
 use ukai_meta::report::ServiceReport;
 
 /// Samples are told for one to two such spans, so that a report shows the node as it is now.
@@ -66,12 +68,16 @@ impl Default for ServiceTimes {
 }
 
 impl ServiceTimes {
-    pub(super) fn read(&mut self, service_ns: u64) {
-        self.read.now.saturating_record(service_ns);
+    pub(super) fn read(&mut self, sectors: u16, service_ns: u64) {
+        if sectors <= SMALL_SECTORS_MAX {
+            self.read.now.saturating_record(service_ns);
+        }
     }
 
-    pub(super) fn write(&mut self, service_ns: u64) {
-        self.write.now.saturating_record(service_ns);
+    pub(super) fn write(&mut self, sectors: u16, service_ns: u64) {
+        if sectors <= SMALL_SECTORS_MAX {
+            self.write.now.saturating_record(service_ns);
+        }
     }
 
     /// Time passes.
@@ -99,18 +105,26 @@ mod tests {
     fn old_samples_go_when_new_ones_have_come() {
         let mut times = ServiceTimes::default();
         assert_eq!(times.report(), ServiceReport::default());
-        times.read(50_000);
+        times.read(1, 50_000);
         times.tick(SPAN_NS);
         times.tick(2 * SPAN_NS);
         let read = times.report().read.expect("kept, for want of others");
         assert_eq!(read.count, 1);
         assert!((50.0..51.0).contains(&read.quantile(0.5)), "{read:?}");
-        times.read(900_000);
+        times.read(SMALL_SECTORS_MAX, 900_000);
         assert_eq!(times.report().read.map(|read| read.count), Some(2));
         times.tick(3 * SPAN_NS);
         let read = times.report().read.expect("the new one");
         assert_eq!(read.count, 1);
         assert!(read.quantile(0.5) >= 900.0, "{read:?}");
         assert_eq!(times.report().write, None);
+    }
+
+    #[test]
+    fn large_requests_do_not_count() {
+        let mut times = ServiceTimes::default();
+        times.read(SMALL_SECTORS_MAX + 1, 50_000_000);
+        times.write(64, 90_000_000);
+        assert_eq!(times.report(), ServiceReport::default());
     }
 }

@@ -126,6 +126,7 @@ async fn measure(
     });
     let service = report::service(cluster, record).await?;
     Ok(NodeLatency {
+        at_unix_s: unix_s(),
         network,
         read_service: service.read,
         write_service: service.write,

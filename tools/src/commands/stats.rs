@@ -147,7 +147,8 @@ fn ask_or_read(context: &Context, map: &VolumeMap, front: &FrontRecord) -> Resul
     };
     let node = |known: &NodeLatency| {
         json!({ "node": known.node, "name": names.name(known.node), "read": summary(known.read),
-                "write": summary(known.write), "network": summary(known.network),
+                "write": summary(known.write), "read_large": summary(known.read_large),
+                "write_large": summary(known.write_large), "network": summary(known.network),
                 "read_service": summary(known.read_service),
                 "write_service": summary(known.write_service) })
     };
@@ -173,9 +174,11 @@ const LATENCY: [(&str, &str); 6] = [
 ];
 
 /// What a front measures per node: its name in the answer, and how a row of it is called.
-const PER_NODE: [(&str, &str); 5] = [
+const PER_NODE: [(&str, &str); 7] = [
     ("read", "read from"),
     ("write", "write to"),
+    ("read_large", "read > 32 KiB from"),
+    ("write_large", "write > 32 KiB to"),
     ("network", "network to"),
     ("read_service", "read inside"),
     ("write_service", "write inside"),

@@ -172,6 +172,38 @@ pub(crate) fn gather(context: &Context, map: &VolumeMap, args: &PlanArgs) -> Res
     Ok(out)
 }
 
+/// What was told before nodes were dated is as old as the record.
+fn dated(mut nodes: Vec<NodeLatency>, at_unix_s: u64) -> Vec<NodeLatency> {
+    let undated = nodes.iter_mut().filter(|node| node.at_unix_s == 0);
+    undated.for_each(|node| node.at_unix_s = at_unix_s);
+    nodes
+}
+
+/// Nodes of which nobody has told anything for long.
+fn old_text(
+    records: &[NodeRecord],
+    own: &[NodeLatency],
+    front: &[NodeLatency],
+    host: &str,
+) -> Option<String> {
+    let now = now_unix_s();
+    let age_s = |node: NodeId| {
+        let told = own.iter().chain(front).filter(|known| known.node == node);
+        Some(now.saturating_sub(told.map(|known| known.at_unix_s).max()?))
+    };
+    let old: Vec<(&str, u64)> = records
+        .iter()
+        .filter_map(|record| Some((record.name.as_str(), age_s(record.node)?)))
+        .filter(|(_, age_s)| *age_s > OLD_S)
+        .collect();
+    let days = old.iter().map(|(_, age_s)| age_s / OLD_S).max()?;
+    let names: Vec<&str> = old.iter().map(|(name, _)| *name).collect();
+    Some(format!(
+        "{}: last measured from {host} up to {days} days ago; `ukai-tools probe` there measures again",
+        names.join(", ")
+    ))
+}
+
 fn node(state: &NodeState, is_evacuated: bool) -> Node {
     let record = &state.record;
     Node {
@@ -255,26 +287,20 @@ impl Gathered {
         let records: Vec<NodeRecord> = states.iter().map(|state| state.record.clone()).collect();
         let own = |host: &str| -> Result<Vec<NodeLatency>> {
             Ok(catalog::host_latency(&*context.store, host)?
-                .map_or_else(Vec::new, |record| record.nodes))
+                .map_or_else(Vec::new, |record| dated(record.nodes, record.at_unix_s)))
         };
-        if let Some(record) = catalog::host_latency(&*context.store, host)? {
-            let age_s = now_unix_s().saturating_sub(record.at_unix_s);
-            if age_s > OLD_S {
-                self.assumed.push(format!(
-                    "latencies from {host} were measured {} days ago",
-                    age_s / OLD_S
-                ));
-            }
-        }
         let front = self.told.as_ref().map(|told| told.front.clone());
         let of_front = |at: &str| {
             front
                 .iter()
                 .filter(|front| front.host == at)
-                .flat_map(|front| front.nodes.clone())
+                .flat_map(|front| dated(front.nodes.clone(), front.at_unix_s))
                 .collect::<Vec<_>>()
         };
-        let mut found = models(&records, &own(host)?, &of_front(host), &args.assume);
+        let (own_here, front_here) = (own(host)?, of_front(host));
+        self.assumed
+            .extend(old_text(&records, &own_here, &front_here, host));
+        let mut found = models(&records, &own_here, &front_here, &args.assume);
         self.assumed.append(&mut found.assumed);
         if let Some(front) = &front {
             let there = models(&records, &own(&front.host)?, &of_front(&front.host), &[]);

@@ -6,6 +6,7 @@ use super::model::Distribution;
 use super::problem::NodeModel;
 use super::target::{Kind, latency_text};
 use std::collections::BTreeMap;
+use ukai_meta::latency::SMALL_SECTORS_MAX;
 use ukai_meta::{LatencyPoints, NodeLatency, NodeRecord};
 use ukai_proto::NodeId;
 
@@ -19,6 +20,8 @@ enum Source {
     OtherService,
     /// No service is known at all.
     NetworkOnly,
+    /// Large requests, for want of anything else.
+    Large,
     /// Reads for writes, or writes for reads.
     OtherKind,
     /// `--assume`.
@@ -28,22 +31,29 @@ enum Source {
 }
 
 impl Source {
-    /// `kind`: "read", "write" or "read or write".
-    fn text(self, kind: &str) -> Option<String> {
+    /// `kind`: "read", "write" or "read or write". `larger`: such were measured, but only larger ones than what plans
+    /// are made for.
+    fn text(self, kind: &str, larger: bool) -> Option<String> {
+        let no = match larger {
+            true => format!(
+                "no {kind} of at most {} KiB was measured, only larger ones",
+                u32::from(SMALL_SECTORS_MAX) * 4
+            ),
+            false => format!("no {kind} was measured"),
+        };
         match self {
             Self::Measured => None,
             Self::Parts => Some(format!(
-                "no {kind} was measured: network round trip plus the node's own service time"
+                "{no}: network round trip plus the node's own service time"
             )),
             Self::OtherService => Some(format!(
-                "no {kind} was measured: network round trip plus the service time of other nodes"
+                "{no}: network round trip plus the service time of other nodes"
             )),
             Self::NetworkOnly => Some(format!(
-                "no {kind} and no service time was measured: network round trip alone"
+                "{no}, and no service time: network round trip alone"
             )),
-            Self::OtherKind => Some(format!(
-                "no {kind} was measured: taken to be as the other kind"
-            )),
+            Self::OtherKind => Some(format!("{no}: taken to be as the other kind")),
+            Self::Large => Some(format!("{no}: those are taken, so it will be faster")),
             Self::Assumed => Some("nothing was measured: as told by --assume".into()),
             Self::AssumedAndService => Some(
                 "nothing was measured: as told by --assume, plus the service time of other nodes"
@@ -60,7 +70,8 @@ pub(crate) struct Models {
     pub(crate) assumed: Vec<String>,
 }
 
-/// Makes them. `front` is what a front on that host told; newer than `record`.
+/// Makes them, from what the host's record and the report of a front there tell. Of each node the later word counts;
+/// see [`NodeLatency::fill_in`] for what the earlier one adds.
 pub(crate) fn models(
     nodes: &[NodeRecord],
     record: &[NodeLatency],
@@ -76,7 +87,7 @@ pub(crate) fn models(
         models: BTreeMap::new(),
         assumed: Vec::new(),
     };
-    let mut notes: BTreeMap<(Kind, Source), Vec<&str>> = BTreeMap::new();
+    let mut notes: BTreeMap<(Kind, Source, bool), Vec<&str>> = BTreeMap::new();
     for node in nodes {
         let assumed = assume
             .iter()
@@ -92,35 +103,50 @@ pub(crate) fn models(
             continue;
         };
         for (kind, source) in [(Kind::Read, by_read), (Kind::Write, by_write)] {
-            notes.entry((kind, source)).or_default().push(&node.name);
+            let larger = large(latency, kind).is_some();
+            notes
+                .entry((kind, source, larger))
+                .or_default()
+                .push(&node.name);
         }
         out.models.insert(node.node, NodeModel { read, write });
     }
     // The same said of the same nodes' reads and writes is said once.
-    let mut said: BTreeMap<(Source, Vec<&str>), Vec<&str>> = BTreeMap::new();
-    for ((kind, source), names) in notes {
-        said.entry((source, names)).or_default().push(kind.name());
+    let mut said: BTreeMap<(Source, bool, Vec<&str>), Vec<&str>> = BTreeMap::new();
+    for ((kind, source, larger), names) in notes {
+        said.entry((source, larger, names))
+            .or_default()
+            .push(kind.name());
     }
-    for ((source, names), kinds) in said {
-        if let Some(text) = source.text(&kinds.join(" or ")) {
+    for ((source, larger, names), kinds) in said {
+        if let Some(text) = source.text(&kinds.join(" or "), larger) {
             out.assumed.push(format!("{}: {text}", names.join(", ")));
         }
     }
     out
 }
 
-/// What is known of a node, the front's word first.
+/// What is known of a node, the later word first.
 fn merged(node: NodeId, record: &[NodeLatency], front: &[NodeLatency]) -> NodeLatency {
     let find = |list: &[NodeLatency]| list.iter().find(|known| known.node == node).cloned();
-    let mut out = find(front).unwrap_or(NodeLatency::of(node));
-    if let Some(old) = find(record) {
-        out.network = out.network.or(old.network);
-        out.read = out.read.or(old.read);
-        out.write = out.write.or(old.write);
-        out.read_service = out.read_service.or(old.read_service);
-        out.write_service = out.write_service.or(old.write_service);
+    match (find(front), find(record)) {
+        (Some(front), Some(record)) => {
+            let (mut later, earlier) = match front.at_unix_s >= record.at_unix_s {
+                true => (front, record),
+                false => (record, front),
+            };
+            later.fill_in(&earlier);
+            later
+        }
+        (one, other) => one.or(other).unwrap_or(NodeLatency::of(node)),
     }
-    out
+}
+
+fn large(latency: &NodeLatency, kind: Kind) -> Option<&LatencyPoints> {
+    match kind {
+        Kind::Read => latency.read_large.as_ref(),
+        Kind::Write => latency.write_large.as_ref(),
+    }
 }
 
 fn measured(latency: &NodeLatency, kind: Kind) -> Option<&LatencyPoints> {
@@ -183,11 +209,17 @@ fn round_trip(
         return Some(match (own_service, other_service) {
             (Some(service), _) => (network.sum(&service), Source::Parts),
             (None, Some(service)) => (network.sum(service), Source::OtherService),
-            (None, None) => (network, Source::NetworkOnly),
+            (None, None) => match large(latency, kind) {
+                Some(large) => (Distribution::from_points(large), Source::Large),
+                None => (network, Source::NetworkOnly),
+            },
         });
     }
     if let Some(points) = measured(latency, other) {
         return Some((Distribution::from_points(points), Source::OtherKind));
+    }
+    if let Some(points) = large(latency, kind).or_else(|| large(latency, other)) {
+        return Some((Distribution::from_points(points), Source::Large));
     }
     let network = Distribution::constant(assumed?);
     let service = own_service.as_ref().or(other_service);
@@ -225,6 +257,7 @@ pub(crate) fn overhead_text(overhead_us: [f64; 2], host: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ukai_meta::latency::STALE_S;
 
     fn points(us: f64) -> Option<LatencyPoints> {
         LatencyPoints::from_quantiles(100, |q| us * (1.0 + q))
@@ -309,7 +342,69 @@ mod tests {
     }
 
     #[test]
-    fn the_fronts_word_is_newer() {
+    fn large_requests_stand_for_small_ones_only_for_want_of_all_else() {
+        let node = |n: u8| NodeLatency {
+            read_large: points(50_000.0),
+            ..latency(n)
+        };
+        let nodes = [record(1), record(2)];
+        let p50 = |got: &Models| got.models[&NodeId([1; 16])].read.quantile(0.5);
+        let known = NodeLatency {
+            network: points(100.0),
+            ..node(1)
+        };
+        let served = NodeLatency {
+            network: points(100.0),
+            read_service: points(100.0),
+            ..latency(2)
+        };
+        let got = models(&nodes, &[known.clone(), served], &[], &[]);
+        assert!((p50(&got) / 300.0 - 1.0).abs() < 0.05, "{}", p50(&got));
+        let text = got.assumed.join("\n");
+        assert!(
+            text.contains("n1: no read of at most 32 KiB was measured, only larger ones: network round trip plus"),
+            "{text}"
+        );
+        for known in [known, node(1)] {
+            let got = models(&nodes, &[known], &[], &[]);
+            assert!((p50(&got) / 75_000.0 - 1.0).abs() < 0.03);
+            let text = got.assumed.join("\n");
+            assert!(text.contains("only larger ones: those are taken"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_report_of_long_ago_gives_way_to_a_probe() {
+        let front = NodeLatency {
+            at_unix_s: 1000,
+            network: points(4000.0),
+            read: points(5000.0),
+            read_service: points(50.0),
+            ..latency(1)
+        };
+        let probe = |at_unix_s| NodeLatency {
+            at_unix_s,
+            network: points(100.0),
+            ..latency(1)
+        };
+        let p50 = |record: NodeLatency| {
+            let got = models(
+                &[self::record(1)],
+                &[record],
+                std::slice::from_ref(&front),
+                &[],
+            );
+            got.models[&NodeId([1; 16])].read.quantile(0.5)
+        };
+        let near =
+            |us: f64, exact: f64| assert!((us / exact - 1.0).abs() < 0.05, "{us}, not {exact}");
+        near(p50(probe(900)), 7500.0);
+        near(p50(probe(1000 + STALE_S)), 7500.0);
+        near(p50(probe(1001 + STALE_S)), 150.0 + 75.0);
+    }
+
+    #[test]
+    fn the_later_word_counts() {
         let nodes = [record(1)];
         let old = [NodeLatency {
             read: points(5000.0),

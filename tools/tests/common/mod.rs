@@ -230,6 +230,7 @@ impl World {
             host: "hv7".into(),
             token: Token(token),
             at_unix_s,
+            since_unix_s: None,
             guest: GuestReports::default(),
             nodes: vec![NodeLatency {
                 network: points,
@@ -249,6 +250,7 @@ impl World {
                 host: host.into(),
                 token: Token(1),
                 at_unix_s,
+                since_unix_s: None,
                 guest: GuestReports::default(),
                 nodes: Vec::new(),
                 job: Some(job),

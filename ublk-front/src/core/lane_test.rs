@@ -5,9 +5,11 @@ use super::api::*;
 use super::config::{LaneConfig, READ_LEASE};
 use super::fixture::*;
 use super::lane::{READ_ROUNDS_MAX, WRITE_RETRIES_MAX};
+use super::stats::NodeStats;
 use super::{LaneCore, LaneLimits, SharedSeq};
 use std::sync::Arc;
 use std::time::Duration;
+use ukai_meta::latency::SMALL_SECTORS_MAX;
 use ukai_meta::transition;
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::{SECTOR_BYTES, SEQ_MAX};
@@ -836,10 +838,45 @@ fn nodes_are_measured_with_and_without_their_service() {
     near((us(&a.network), (2, 250)));
     near((us(&b.write), (1, 500)));
     assert!(b.network.is_empty() && b.write_service.is_empty() && b.read.is_empty());
-    let known = a.latency(A);
+    let known = a.latency(A, 5);
     assert_eq!(known.network.expect("two samples").count, 2);
-    assert_eq!(b.latency(B).network, None);
-    assert!(a.since(a).latency(A) == ukai_meta::NodeLatency::of(A));
+    assert_eq!(b.latency(B, 5).network, None);
+    assert!(!a.since(a).latency(A, 5).tells());
+    let front = &bench.lane.stats();
+    assert_eq!((front.read_front.len(), front.write_front.len()), (1, 1));
+    assert!(front.read_front.max() <= 1_000 && front.write_front.max() <= 1_000);
+}
+
+/// Bulk tells of bandwidth: it counts as the guest's latency, and apart from what plans are made from.
+#[test]
+fn large_requests_are_measured_apart() {
+    let mut bench = Bench::new();
+    let (small, large) = (SMALL_SECTORS_MAX, SMALL_SECTORS_MAX + 1);
+    for (tag, sectors, late) in [(1, small, 1), (2, large, 70)] {
+        bench.guest(tag, GuestOp::Write { fua: false }, 0, sectors.into());
+        let writes = bench.sent();
+        bench.now = bench.now.after(Duration::from_millis(late));
+        for (peer, header) in &writes {
+            let mut reply = header.reply(Status::Ok);
+            reply.seq = Seq(300_000);
+            let (now, out) = (bench.now, &mut bench.out);
+            bench.lane.peer_frame(now, *peer, &reply, &[], &[], out);
+        }
+        assert_eq!(bench.completed(), [(tag, Ok(()))]);
+    }
+    let stats = bench.lane.stats();
+    assert_eq!((stats.write.len(), stats.write_front.len()), (2, 1));
+    for (node, id) in stats.nodes.iter().zip([A, B]) {
+        assert_eq!((node.write.len(), node.write_large.len()), (1, 1));
+        assert_eq!(node.write_service.len(), 1);
+        assert!(node.write.max() < 1_100_000 && node.network.max() < 1_000_000);
+        let told = node.latency(id, 7);
+        assert!(told.write.is_some() && told.write_large.is_none());
+        let mut only_large = NodeStats::default();
+        only_large.write_large.saturating_record(70_000_000);
+        let told = only_large.latency(id, 7);
+        assert!(told.write.is_none() && told.write_large.is_some());
+    }
 }
 
 #[test]

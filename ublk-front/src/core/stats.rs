@@ -3,8 +3,9 @@
 
 use super::api::{GuestError, GuestIo, GuestOp};
 use super::config::NodeSlot;
-use hdrhistogram::Histogram;
+use hdrhistogram::{Counter, Histogram};
 use std::time::Duration;
+use ukai_meta::latency::SMALL_SECTORS_MAX;
 use ukai_meta::{LatencyPoints, NodeLatency};
 use ukai_proto::NodeId;
 
@@ -22,6 +23,10 @@ pub struct LaneStats {
     pub flush: Histogram<u64>,
     /// Guest discards and write-zeroes.
     pub zero: Histogram<u64>,
+    /// What the front itself took of guest reads of one piece of at most [`SMALL_SECTORS_MAX`]: all but the round trips.
+    pub read_front: Histogram<u64>,
+    /// The same of writes.
+    pub write_front: Histogram<u64>,
     /// By node slot.
     pub nodes: Vec<NodeStats>,
     /// Bytes the guest read.
@@ -34,13 +39,18 @@ pub struct LaneStats {
     pub read_retries: u64,
 }
 
-/// What a lane knows of one node: nanoseconds, 2 significant digits, about 55 KiB together.
+/// What a lane knows of one node: nanoseconds, 2 significant digits, about 80 KiB together. Of requests of at most
+/// [`SMALL_SECTORS_MAX`] where nothing else is said: predictions speak of these.
 #[derive(Clone, PartialEq, Debug)]
 pub struct NodeStats {
     /// Reads that it served: the whole round trip.
     pub read: Histogram<u32>,
     /// Its part of writes: the whole round trip.
     pub write: Histogram<u32>,
+    /// Reads of more sectors.
+    pub read_large: Histogram<u32>,
+    /// Writes of more sectors.
+    pub write_large: Histogram<u32>,
     /// Round trips of reads and writes of at most [`NETWORK_SECTORS_MAX`], without its service.
     pub network: Histogram<u32>,
     /// Reads inside the node.
@@ -61,6 +71,8 @@ impl Default for NodeStats {
         Self {
             read: histogram(),
             write: histogram(),
+            read_large: histogram(),
+            write_large: histogram(),
             network: histogram(),
             read_service: histogram(),
             write_service: histogram(),
@@ -71,26 +83,35 @@ impl Default for NodeStats {
 impl NodeStats {
     /// With their names, for people.
     #[must_use]
-    pub fn named(&self) -> [(&'static str, &Histogram<u32>); 5] {
+    pub fn named(&self) -> [(&'static str, &Histogram<u32>); 7] {
         [
             ("read", &self.read),
             ("write", &self.write),
+            ("read_large", &self.read_large),
+            ("write_large", &self.write_large),
             ("network", &self.network),
             ("read_service", &self.read_service),
             ("write_service", &self.write_service),
         ]
     }
 
-    /// As distributions.
+    /// As distributions, as of this moment.
     #[must_use]
-    pub fn latency(&self, node: NodeId) -> NodeLatency {
+    pub fn latency(&self, node: NodeId, at_unix_s: u64) -> NodeLatency {
+        let (read, write) = (points(&self.read), points(&self.write));
+        // Only for want of others.
+        let large =
+            |small: Option<_>, large| small.map_or_else(|| points(large), |_: LatencyPoints| None);
         NodeLatency {
-            node,
+            at_unix_s,
             network: points(&self.network),
-            read: points(&self.read),
-            write: points(&self.write),
+            read,
+            write,
+            read_large: large(read, &self.read_large),
+            write_large: large(write, &self.write_large),
             read_service: points(&self.read_service),
             write_service: points(&self.write_service),
+            ..NodeLatency::of(node)
         }
     }
 
@@ -101,6 +122,8 @@ impl NodeStats {
         // They only grow, and have the same bounds.
         let _ = new.read.subtract(&before.read);
         let _ = new.write.subtract(&before.write);
+        let _ = new.read_large.subtract(&before.read_large);
+        let _ = new.write_large.subtract(&before.write_large);
         let _ = new.network.subtract(&before.network);
         let _ = new.read_service.subtract(&before.read_service);
         let _ = new.write_service.subtract(&before.write_service);
@@ -110,13 +133,17 @@ impl NodeStats {
     fn add(&mut self, other: &Self) {
         let _ = self.read.add(&other.read);
         let _ = self.write.add(&other.write);
+        let _ = self.read_large.add(&other.read_large);
+        let _ = self.write_large.add(&other.write_large);
         let _ = self.network.add(&other.network);
         let _ = self.read_service.add(&other.read_service);
         let _ = self.write_service.add(&other.write_service);
     }
 }
 
-fn points(histogram: &Histogram<u32>) -> Option<LatencyPoints> {
+/// As a distribution in microseconds; `None`: no samples.
+#[must_use]
+pub fn points<C: Counter>(histogram: &Histogram<C>) -> Option<LatencyPoints> {
     #[allow(clippy::cast_precision_loss)] // at most minutes
     LatencyPoints::from_quantiles(histogram.len(), |quantile| {
         histogram.value_at_quantile(quantile) as f64 / 1000.0
@@ -144,6 +171,8 @@ impl Default for LaneStats {
             write: histogram(),
             flush: histogram(),
             zero: histogram(),
+            read_front: histogram(),
+            write_front: histogram(),
             nodes: Vec::new(),
             read_bytes: 0,
             write_bytes: 0,
@@ -179,6 +208,18 @@ impl LaneStats {
         }
     }
 
+    /// What the front took of a request that was one piece.
+    pub(super) fn front(&mut self, io: &GuestIo, took: Duration) {
+        if io.count > SMALL_SECTORS_MAX.into() {
+            return;
+        }
+        match io.op {
+            GuestOp::Read => record(&mut self.read_front, took),
+            GuestOp::Write { .. } => record(&mut self.write_front, took),
+            GuestOp::Flush | GuestOp::Zero { .. } => {}
+        }
+    }
+
     pub(super) fn node_read(
         &mut self,
         slot: NodeSlot,
@@ -188,6 +229,10 @@ impl LaneStats {
     ) {
         let node = self.node(slot);
         let round_trip = nanos(round_trip);
+        if sectors > SMALL_SECTORS_MAX {
+            node.read_large.saturating_record(round_trip);
+            return;
+        }
         node.read.saturating_record(round_trip);
         if let Some(service_ns) = service_ns {
             node.read_service.saturating_record(service_ns);
@@ -207,6 +252,10 @@ impl LaneStats {
     ) {
         let node = self.node(slot);
         let round_trip = nanos(round_trip);
+        if sectors > SMALL_SECTORS_MAX {
+            node.write_large.saturating_record(round_trip);
+            return;
+        }
         node.write.saturating_record(round_trip);
         if let Some(service_ns) = service_ns {
             node.write_service.saturating_record(service_ns);
@@ -232,6 +281,8 @@ impl LaneStats {
         let _ = self.write.add(&other.write);
         let _ = self.flush.add(&other.flush);
         let _ = self.zero.add(&other.zero);
+        let _ = self.read_front.add(&other.read_front);
+        let _ = self.write_front.add(&other.write_front);
         if self.nodes.len() < other.nodes.len() {
             self.nodes
                 .resize_with(other.nodes.len(), NodeStats::default);

@@ -26,8 +26,14 @@ pub fn after(now: Now, time: std::time::Duration) -> Now {
 
 /// The time of day, seconds since 1970: for records that people and other machines read.
 #[must_use]
-#[allow(clippy::disallowed_methods)] // shells own the clock
 pub fn unix_s() -> u64 {
+    unix_s_before(std::time::Duration::ZERO)
+}
+
+/// What it was so long ago.
+#[must_use]
+#[allow(clippy::disallowed_methods)] // shells own the clock
+pub fn unix_s_before(ago: std::time::Duration) -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
+    since.map_or(0, |since| since.saturating_sub(ago).as_secs())
 }

@@ -242,7 +242,7 @@ impl ControlCore {
             MetaOutcome::Job { job, unix_s } => {
                 self.job_loaded(now, job.map(|job| *job), unix_s, out);
             }
-            MetaOutcome::JobStored(version) => self.job_stored(version, out),
+            MetaOutcome::JobStored(version) => self.job_stored(now, version, out),
             // The job's record, unlike the map, is read again only if something is known of it.
             MetaOutcome::Failed(error)
                 if matches!(purpose, Purpose::JobLoad | Purpose::JobStore) =>

@@ -55,6 +55,8 @@ pub struct GuestRate {
 #[derive(Debug, Default)]
 pub struct GuestLatency {
     slots: VecDeque<Slot>,
+    /// What is told begins after this slot.
+    begun: Option<u64>,
 }
 
 fn number(now: Now) -> u64 {
@@ -72,6 +74,7 @@ impl GuestLatency {
     /// A lane told its window.
     pub fn add(&mut self, now: Now, window: &LaneWindow) {
         let number = number(now);
+        self.begun.get_or_insert(number.saturating_sub(1));
         while self
             .slots
             .front()
@@ -98,6 +101,24 @@ impl GuestLatency {
         slot.write.add(counts(&window.write), window.write_bytes);
         slot.flush.add(counts(&window.flush), 0);
         slot.oldest = slot.oldest.max(window.oldest);
+    }
+
+    /// From here on the guest's latency is another one, since data has moved: what is told of it begins now. What
+    /// watches the guest still sees everything.
+    pub fn begin_anew(&mut self, now: Now) {
+        // What lanes tell in the next slot may have been measured in this one.
+        self.begun = Some(number(now) + 1);
+    }
+
+    /// How far back what is told may go: to the first window or to where it began anew, [`KEEP_MAX`] at most.
+    /// `None`: there is nothing yet.
+    #[must_use]
+    pub fn told_span(&self, now: Now) -> Option<Duration> {
+        let slots = number(now)
+            .checked_sub(self.begun?)
+            .filter(|slots| *slots > 0)?;
+        let slots = slots.min(slots_in(KEEP_MAX));
+        Some(WINDOW * u32::try_from(slots).unwrap_or(u32::MAX))
     }
 
     /// The latency that 99 % of the reads and writes stayed below, in the last `over` (at most
@@ -297,6 +318,33 @@ mod tests {
         assert_eq!(guest.slots.len(), 240);
         // A guest that is quiet has no latency, however long ago it was not.
         assert_eq!(guest.p99(at(260_000), SECOND), None);
+    }
+
+    #[test]
+    fn nothing_of_before_is_told_after_it_began_anew() {
+        let mut guest = GuestLatency::default();
+        assert_eq!(guest.told_span(at(0)), None);
+        for ms in (10_000..20_000).step_by(250) {
+            guest.add(at(ms), &window(&[10_000], &[]));
+        }
+        assert_eq!(guest.told_span(at(19_750)), Some(SECOND * 10));
+        guest.begin_anew(at(19_800));
+        assert_eq!(guest.told_span(at(19_900)), None);
+        // A lane had begun to measure this one before.
+        guest.add(at(20_000), &window(&[10_000], &[]));
+        assert_eq!(guest.told_span(at(20_100)), None);
+        guest.add(at(20_250), &window(&[300], &[]));
+        guest.add(at(20_500), &window(&[300], &[]));
+        let span = guest.told_span(at(20_600)).expect("two windows");
+        assert_eq!(span, WINDOW * 2);
+        let points = guest
+            .points(at(20_600), span, GuestKind::Read)
+            .expect("samples");
+        assert_eq!(points.count, 2);
+        assert!(points.quantile(1.0) < 310.0, "{points:?}");
+        // Who watches the guest sees the rest as well.
+        assert_eq!(guest.p99(at(20_600), SECOND * 5).expect("samples").1, 20);
+        assert_eq!(guest.told_span(at(900_000)), Some(KEEP_MAX));
     }
 
     #[test]

@@ -255,7 +255,12 @@ impl ControlCore {
         self.limit_pace(now);
     }
 
-    pub(super) fn job_stored(&mut self, version: KvVersion, out: &mut Vec<ControlAction>) {
+    pub(super) fn job_stored(
+        &mut self,
+        now: Now,
+        version: KvVersion,
+        out: &mut Vec<ControlAction>,
+    ) {
         let relocation = &mut self.relocation;
         relocation.looked = None;
         if let Some(job) = relocation.store.take() {
@@ -268,6 +273,9 @@ impl ControlCore {
                     out.push(ControlAction::Note(text));
                 }
                 _ => {}
+            }
+            if job.state.is_ended() {
+                self.guest_latency.begin_anew(now);
             }
             relocation.job = Some((job, version));
         }

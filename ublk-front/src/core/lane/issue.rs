@@ -45,6 +45,7 @@ impl LaneCore {
             let Some(part) = part else { break };
             op.issued += u64::from(part.count);
             op.pieces_live += 1;
+            op.pieces += 1;
             let kind = match io.op {
                 GuestOp::Read => Kind::Read,
                 GuestOp::Write { fua } => Kind::Write {

@@ -82,6 +82,11 @@ struct Op {
     /// Sectors handed to pieces so far (Flush: 1 when its piece exists).
     issued: u64,
     pieces_live: u16,
+    /// Round trips of its pieces: of nodes that are asked at the same time the longest, of those asked one after the
+    /// other the sum.
+    waited: Duration,
+    /// Pieces it was cut into so far.
+    pieces: u32,
     error: Option<GuestError>,
 }
 
@@ -191,6 +196,8 @@ impl LaneCore {
             crcs,
             issued: 0,
             pieces_live: 0,
+            waited: Duration::ZERO,
+            pieces: 0,
             error: None,
         });
         match self.gate {
@@ -323,15 +330,18 @@ impl LaneCore {
         aux: &[u8],
     ) {
         let piece = self.pieces.get(index);
-        let sectors = piece.part.count;
+        let (sectors, tag, seq) = (piece.part.count, piece.tag, piece.seq);
         match piece.kind {
             Kind::Read => {
+                self.op(tag).waited += round_trip;
                 let service_ns = read_service_ns(aux);
                 self.stats.node_read(slot, sectors, round_trip, service_ns);
             }
             Kind::Write { .. } => {
+                let waited = &mut self.op(tag).waited;
+                *waited = round_trip.max(*waited);
                 // A node that does not tell it echoes the sequence number.
-                let service_ns = Some(header.seq.0).filter(|_| header.seq != piece.seq);
+                let service_ns = Some(header.seq.0).filter(|_| header.seq != seq);
                 self.stats.node_write(slot, sectors, round_trip, service_ns);
             }
             Kind::Zero { .. } | Kind::Flush => {}

@@ -315,7 +315,11 @@ impl LaneCore {
         out: &mut Vec<LaneAction>,
     ) {
         if let Some(op) = self.ops[tag.0 as usize].take() {
-            self.stats.guest(&op.io, now.since(op.started), result);
+            let latency = now.since(op.started);
+            self.stats.guest(&op.io, latency, result);
+            if result.is_ok() && op.pieces == 1 {
+                self.stats.front(&op.io, latency.saturating_sub(op.waited));
+            }
         }
         self.held.retain(|held| *held != tag);
         out.push(LaneAction::Complete { tag, result });

@@ -2,14 +2,15 @@
 //! host measured of nodes to the metadata store, seldom.
 
 use super::meta::Announce;
+use super::stats::Lately;
 use super::{Control, Frontend};
 use crate::core::api::{ControlEvent, Now};
-use crate::core::control::guest_latency::{GuestKind, KEEP_MAX};
+use crate::core::control::guest_latency::GuestKind;
 use crate::shell::clock;
 use crate::shell::context::LaneMail;
 use std::time::Duration;
 use ukai_meta::report::{FrontReport, GuestReport, GuestReports};
-use ukai_meta::{HostLatency, NodeLatency};
+use ukai_meta::{HostLatency, LatencyPoints, NodeLatency};
 
 /// Between reports to the nodes.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
@@ -32,12 +33,13 @@ impl Control {
         self.publisher.reported_at = now;
         let recorded_at = *self.publisher.recorded_at.get_or_insert(now);
         if self.core.is_reconciled() || self.frontend == Frontend::Serving {
-            let nodes = self.latencies(now);
+            let lately = self.counters.lately(now);
+            let nodes = self.latencies(&lately);
             if now.since(recorded_at) >= RECORD_EVERY {
                 self.publisher.recorded_at = Some(now);
                 self.record(nodes.clone());
             }
-            let report = self.report(now, nodes).encode();
+            let report = self.report(now, nodes, lately.front()).encode();
             self.events.push(ControlEvent::Publish(report));
         }
         // For the next report: what lanes have counted by now.
@@ -48,7 +50,8 @@ impl Control {
 
     /// The last record, at the end.
     pub(super) fn record_last(&mut self) {
-        let nodes = self.latencies(clock::now());
+        let lately = self.counters.lately(clock::now());
+        let nodes = self.latencies(&lately);
         self.record(nodes);
     }
 
@@ -67,8 +70,8 @@ impl Control {
     }
 
     /// What is known of each node lately, those that are read from first.
-    fn latencies(&mut self, now: Now) -> Vec<NodeLatency> {
-        let recent = self.counters.recent(now);
+    fn latencies(&self, lately: &Lately) -> Vec<NodeLatency> {
+        let at_unix_s = clock::unix_s();
         let ranks: Vec<_> = self.core.status().nodes;
         let rank = |known: &NodeLatency| {
             let node = ranks.iter().find(|status| status.node == known.node);
@@ -76,25 +79,36 @@ impl Control {
                 .unwrap_or(usize::MAX)
         };
         let of = |(slot, entry): (usize, &crate::core::config::NodeEntry)| {
-            let mut known = match recent.get(slot) {
-                Some(stats) => stats.latency(entry.node),
+            let mut known = match lately.nodes.get(slot) {
+                Some(stats) => stats.latency(entry.node, at_unix_s),
                 None => NodeLatency::of(entry.node),
             };
+            known.at_unix_s = at_unix_s;
             known.network = known.network.or_else(|| self.core.network(entry.node));
             known
         };
         let mut known: Vec<NodeLatency> = self.entries.iter().enumerate().map(of).collect();
-        known.retain(|known| *known != NodeLatency::of(known.node));
+        known.retain(NodeLatency::tells);
         known.sort_by_key(rank);
         known
     }
 
-    fn report(&self, now: Now, nodes: Vec<NodeLatency>) -> FrontReport {
+    fn report(
+        &self,
+        now: Now,
+        nodes: Vec<NodeLatency>,
+        [read_front, write_front]: [Option<LatencyPoints>; 2],
+    ) -> FrontReport {
         let guest = self.core.guest_latency();
-        let of = |kind| {
-            let rate = guest.rate(now, KEEP_MAX, kind);
+        let span = guest.told_span(now);
+        let of = |kind, front| {
+            let Some(span) = span else {
+                return GuestReport::default();
+            };
+            let rate = guest.rate(now, span, kind);
             GuestReport {
-                latency: guest.points(now, KEEP_MAX, kind),
+                latency: guest.points(now, span, kind),
+                front,
                 ops_per_s: rate.ops_per_s,
                 bytes_per_s: rate.bytes_per_s,
             }
@@ -103,10 +117,11 @@ impl Control {
             host: self.host.clone(),
             token: self.core.status().token,
             at_unix_s: clock::unix_s(),
+            since_unix_s: Some(clock::unix_s_before(span.unwrap_or_default())),
             guest: GuestReports {
-                read: of(GuestKind::Read),
-                write: of(GuestKind::Write),
-                flush: of(GuestKind::Flush),
+                read: of(GuestKind::Read, read_front),
+                write: of(GuestKind::Write, write_front),
+                flush: of(GuestKind::Flush, None),
             },
             nodes,
             job: self.core.job_progress(),

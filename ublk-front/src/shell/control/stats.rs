@@ -3,13 +3,14 @@
 use crate::core::api::LaneId;
 use crate::core::api::Now;
 use crate::core::config::NodeEntry;
-use crate::core::stats::{LaneStats, NodeStats};
+use crate::core::stats::{LaneStats, NodeStats, points};
 use hdrhistogram::{Counter, Histogram};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use ukai_meta::LatencyPoints;
 
-/// Nodes are told of by what was measured in the last one to two such spans.
+/// What is told was measured in the last one to two such spans: older samples are forgotten.
 const SPAN: Duration = Duration::from_secs(30);
 
 /// See the module docs.
@@ -17,9 +18,50 @@ const SPAN: Duration = Duration::from_secs(30);
 pub(super) struct Counters {
     ended: LaneStats,
     running: BTreeMap<LaneId, LaneStats>,
-    /// What had been counted of nodes at the beginning of this span and of the one before.
-    marks: [Vec<NodeStats>; 2],
+    /// What had been counted at the beginning of the span before this one, and of this one.
+    marks: [Lately; 2],
     marked_at: Now,
+}
+
+/// What plans are made from.
+#[derive(Debug, Default)]
+pub(super) struct Lately {
+    /// By slot.
+    pub(super) nodes: Vec<NodeStats>,
+    /// The front's own time, of reads and writes.
+    pub(super) front: Option<[Histogram<u64>; 2]>,
+}
+
+impl Lately {
+    fn of(total: &LaneStats) -> Self {
+        Self {
+            nodes: total.nodes.clone(),
+            front: Some([total.read_front.clone(), total.write_front.clone()]),
+        }
+    }
+
+    /// Without what had been counted `before`.
+    fn since(mut self, before: &Self) -> Self {
+        for (node, before) in self.nodes.iter_mut().zip(&before.nodes) {
+            *node = node.since(before);
+        }
+        for (front, before) in self
+            .front
+            .iter_mut()
+            .flatten()
+            .zip(before.front.iter().flatten())
+        {
+            // They only grow, and have the same bounds.
+            let _ = front.subtract(before);
+        }
+        self
+    }
+
+    /// The front's own time of reads and of writes.
+    pub(super) fn front(&self) -> [Option<LatencyPoints>; 2] {
+        let of = |kind: usize| points(&self.front.as_ref()?[kind]);
+        [of(0), of(1)]
+    }
 }
 
 impl Counters {
@@ -53,6 +95,8 @@ impl Counters {
             "write": latency(&total.write),
             "flush": latency(&total.flush),
             "zero": latency(&total.zero),
+            "read_front": latency(&total.read_front),
+            "write_front": latency(&total.write_front),
             "read_bytes": total.read_bytes,
             "write_bytes": total.write_bytes,
             "errors": total.errors,
@@ -67,21 +111,16 @@ impl Counters {
         total
     }
 
-    /// What was measured of nodes lately, by slot.
-    pub(super) fn recent(&mut self, now: Now) -> Vec<NodeStats> {
-        let total = self.total().nodes;
-        let before = &self.marks[0];
-        let new = |(slot, stats): (usize, &NodeStats)| match before.get(slot) {
-            Some(before) => stats.since(before),
-            None => stats.clone(),
-        };
-        let recent = total.iter().enumerate().map(new).collect();
+    /// What was measured lately.
+    pub(super) fn lately(&mut self, now: Now) -> Lately {
+        let total = self.total();
+        let lately = Lately::of(&total).since(&self.marks[0]);
         if now.since(self.marked_at) >= SPAN {
             self.marked_at = now;
             self.marks.swap(0, 1);
-            self.marks[1] = total;
+            self.marks[1] = Lately::of(&total);
         }
-        recent
+        lately
     }
 }
 
