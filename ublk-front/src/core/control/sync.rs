@@ -179,10 +179,10 @@ impl ControlCore {
 
     /// A node that has something to be filled, is reachable, and is not to be left alone for now.
     fn next_sync(&self, now: Now) -> Option<Sync> {
-        if self.relocation.is_active() {
-            if let Some(sync) = self.next_resync(now) {
-                return Some(sync);
-            }
+        if self.relocation.is_active()
+            && let Some(sync) = self.next_resync(now)
+        {
+            return Some(sync);
         }
         let mut nodes = self.map().nodes().into_iter();
         nodes.find_map(|node| self.sync_for(now, node))
