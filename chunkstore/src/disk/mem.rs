@@ -114,6 +114,8 @@ pub struct MemDisk {
     pub fail: FailPlan,
     /// Sectors that cannot be read.
     pub unreadable: std::collections::BTreeSet<u64>,
+    /// Sectors that the next read of them brings with other content: it lies there as it was written, the read went wrong.
+    pub misread: std::collections::BTreeSet<u64>,
 }
 
 impl MemDisk {
@@ -181,7 +183,7 @@ impl MemDisk {
         );
     }
 
-    fn load(&self, position: u64, out: &mut [u8]) -> Result<(), DiskError> {
+    fn load(&mut self, position: u64, out: &mut [u8]) -> Result<(), DiskError> {
         let first = position / BLOCK;
         for (sector, chunk) in (first..).zip(out.chunks_exact_mut(BLOCK_BYTES)) {
             if self.unreadable.contains(&sector) {
@@ -194,6 +196,9 @@ impl MemDisk {
             {
                 Some(content) => chunk.copy_from_slice(&content[..]),
                 None => chunk.fill(0),
+            }
+            if self.misread.remove(&sector) {
+                chunk.iter_mut().for_each(|byte| *byte = !*byte);
             }
         }
         Ok(())
@@ -510,6 +515,12 @@ impl MemDisk {
         let sector = position / BLOCK;
         let held = self.cached.get(&sector);
         held.or_else(|| self.durable.get(&sector)).cloned()
+    }
+
+    /// What a cut now would leave of it at worst.
+    #[must_use]
+    pub fn durable_sector(&self, position: u64) -> Option<Rc<[u8; BLOCK_BYTES]>> {
+        self.durable.get(&(position / BLOCK)).cloned()
     }
 
     /// The first sector at or after `position` that was ever written.

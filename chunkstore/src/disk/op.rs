@@ -49,6 +49,24 @@ impl Span {
     }
 }
 
+/// A read of which sectors are read again, one by one: it failed, or they did not match.
+#[derive(Debug)]
+pub(super) struct Again {
+    /// What was found, sector by sector.
+    pub(super) data: Vec<u8>,
+    /// The answer, if there is no better one.
+    pub(super) status: Status,
+    /// Sectors that did not match again.
+    pub(super) bad: Vec<u8>,
+}
+
+impl Again {
+    pub(super) fn new(data: Vec<u8>, status: Status) -> Self {
+        let bad = Vec::new();
+        Self { data, status, bad }
+    }
+}
+
 /// What a request wants.
 #[derive(Debug)]
 pub(super) enum Kind<B> {
@@ -58,7 +76,7 @@ pub(super) enum Kind<B> {
         /// The states are all that is wanted, and nobody is in a hurry.
         verify: bool,
         states: Vec<SectorState>,
-        gather: Option<Vec<u8>>,
+        again: Option<Again>,
     },
     List {
         span: Span,
@@ -115,21 +133,21 @@ impl<B: Buffer> Kind<B> {
                 versioned: false,
                 verify: false,
                 states: Vec::new(),
-                gather: None,
+                again: None,
             },
             StoreRequest::ReadVersioned(range) => Self::Read {
                 span: Span::new(&range)?,
                 versioned: true,
                 verify: false,
                 states: Vec::new(),
-                gather: None,
+                again: None,
             },
             StoreRequest::Verify(range) => Self::Read {
                 span: Span::new(&range)?,
                 versioned: true,
                 verify: true,
                 states: Vec::new(),
-                gather: None,
+                again: None,
             },
             StoreRequest::List(range) => Self::List {
                 span: Span::new(&range)?,

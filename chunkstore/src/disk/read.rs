@@ -5,7 +5,7 @@ use super::change::runs;
 use super::control::unknown_version;
 use super::directory::Entry;
 use super::layout::{BLOCK_BYTES_U32, SlotIndex};
-use super::op::{Io, Kind, Op, Span};
+use super::op::{Again, Io, Kind, Op, Span};
 use super::record::{Record, Run};
 use super::room::Need;
 use super::store::{Step, Store};
@@ -16,6 +16,15 @@ use ukai_proto::{Buffer, SectorInChunk, Status, Version};
 
 fn is(state: &SectorState, flag: u16) -> bool {
     state.flags & flag != 0
+}
+
+/// What lies below zeros is nobody's business.
+fn fill_zeros(states: &[SectorState], data: &mut [u8]) {
+    for (state, content) in states.iter().zip(data.chunks_exact_mut(SECTOR_BYTES)) {
+        if is(state, SectorState::ZERO) {
+            content.fill(0);
+        }
+    }
 }
 
 /// Versions of sectors. Content whose record was lost belongs to a write that nobody has numbered here:
@@ -145,61 +154,78 @@ impl<B: Buffer> Store<B> {
             versioned,
             verify,
             states,
-            gather,
+            again,
         } = &mut op.kind
         else {
             panic!("only reads read");
         };
         let Some(data) = read.filter(|data| data.as_slice().len() == span.bytes() as usize) else {
             // One sector may be what cannot be read: find out which, the others are good.
-            let Some(Entry::Slot(slot, _)) = self.directory.entry(&span.key) else {
-                panic!("a slot that is being read has an owner");
-            };
-            *gather = Some(vec![0; span.bytes() as usize]);
+            let written = span.sectors().zip(states.iter());
+            let written = written.filter(|(_, state)| !is(state, SectorState::ZERO));
+            let sectors: Vec<u8> = written.map(|(sector, _)| sector).collect();
+            *again = Some(Again::new(vec![0; span.bytes() as usize], Status::IoError));
             let span = *span;
-            for (sector, state) in span.sectors().zip(states.iter()) {
-                if !is(state, SectorState::ZERO) {
-                    op.ios += 1;
-                    let io = Io::ReadSector { op: key, sector };
-                    self.read_data(io, slot, sector, BLOCK_BYTES_U32, out);
-                }
-            }
+            op.ios += u32::try_from(sectors.len()).expect("at most 256");
+            self.read_sectors(key, &span, &sectors, out);
             self.ops.give_back(key, op);
             return;
         };
         let mut zeros = false;
-        let mut found_bad = Vec::new();
+        let mut differ = Vec::new();
         let sectors = data.as_slice().chunks_exact(SECTOR_BYTES);
         for ((sector, state), content) in span.sectors().zip(states.iter_mut()).zip(sectors) {
             if is(state, SectorState::ZERO) {
                 zeros = true;
             } else if !is(state, SectorState::BAD) && crc32c(content) != state.crc {
-                state.flags |= SectorState::BAD;
-                found_bad.push(sector);
+                differ.push(sector);
             }
+        }
+        if !differ.is_empty() {
+            // What is marked bad is not read here any more, and this may be the last replica: a single read that went
+            // wrong on its way must not do that.
+            let mut found = data.as_slice().to_vec();
+            fill_zeros(states, &mut found);
+            *again = Some(Again::new(found, Status::BadCrc));
+            let span = *span;
+            op.ios += u32::try_from(differ.len()).expect("at most 256");
+            self.read_sectors(key, &span, &differ, out);
+            self.ops.give_back(key, op);
+            return;
         }
         let data = if *verify {
             ReadData::Zeroes // not wanted
         } else if zeros {
-            // What lies below zeros is nobody's business.
             let mut owned = data.as_slice().to_vec();
-            for (state, content) in states.iter().zip(owned.chunks_exact_mut(SECTOR_BYTES)) {
-                if is(state, SectorState::ZERO) {
-                    content.fill(0);
-                }
-            }
+            fill_zeros(states, &mut owned);
             ReadData::Owned(owned)
         } else {
             ReadData::Buffer(data)
         };
         let span = *span;
         let reply = self.read_reply(span, (*versioned, *verify), states, data, Status::BadCrc);
-        self.mark_bad(&span, &found_bad);
         self.ops.give_back(key, op);
         self.reply(key, reply, out);
     }
 
-    /// One sector of a read that failed as a whole.
+    /// Reads sectors of a request one by one.
+    fn read_sectors(
+        &mut self,
+        key: u64,
+        span: &Span,
+        sectors: &[u8],
+        out: &mut Vec<StoreAction<B>>,
+    ) {
+        let Some(Entry::Slot(slot, _)) = self.directory.entry(&span.key) else {
+            panic!("a slot that is being read has an owner");
+        };
+        for sector in sectors.iter().copied() {
+            let io = Io::ReadSector { op: key, sector };
+            self.read_data(io, slot, sector, BLOCK_BYTES_U32, out);
+        }
+    }
+
+    /// One sector that a read of several did not bring, or not as its checksum wants it.
     pub(super) fn sector_read(
         &mut self,
         key: u64,
@@ -214,32 +240,35 @@ impl<B: Buffer> Store<B> {
             versioned,
             verify,
             states,
-            gather,
+            again,
         } = &mut op.kind
         else {
             panic!("only reads read");
         };
         let at = usize::from(sector - span.first);
-        let gathered = gather.as_mut().expect("the whole failed before");
-        match read.as_ref().map(Buffer::as_slice) {
-            Some(content) if content.len() == SECTOR_BYTES && crc32c(content) == states[at].crc => {
-                gathered[at * SECTOR_BYTES..][..SECTOR_BYTES].copy_from_slice(content);
-            }
-            _ => states[at].flags |= SectorState::BAD,
+        let rest = again.as_mut().expect("the first read failed");
+        let read = read.filter(|data| data.as_slice().len() == SECTOR_BYTES);
+        if let Some(content) = &read {
+            let into = &mut rest.data[at * SECTOR_BYTES..][..SECTOR_BYTES];
+            into.copy_from_slice(content.as_slice());
+        }
+        let good = read.is_some_and(|content| crc32c(content.as_slice()) == states[at].crc);
+        if !good && !is(&states[at], SectorState::BAD) {
+            states[at].flags |= SectorState::BAD;
+            rest.bad.push(sector);
         }
         if op.ios > 0 {
             self.ops.give_back(key, op);
             return;
         }
-        let data = ReadData::Owned(gather.take().expect("still there"));
-        let bad: Vec<u8> = span
-            .sectors()
-            .zip(states.iter())
-            .filter(|(_, state)| is(state, SectorState::BAD))
-            .map(|(sector, _)| sector)
-            .collect();
+        let Again { data, status, bad } = again.take().expect("still there");
+        let data = if *verify {
+            ReadData::Zeroes // not wanted
+        } else {
+            ReadData::Owned(data)
+        };
         let span = *span;
-        let reply = self.read_reply(span, (*versioned, *verify), states, data, Status::IoError);
+        let reply = self.read_reply(span, (*versioned, *verify), states, data, status);
         self.mark_bad(&span, &bad);
         self.ops.give_back(key, op);
         self.reply(key, reply, out);

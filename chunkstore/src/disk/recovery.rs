@@ -165,12 +165,23 @@ fn settle_changed(
             last = sector;
             rest.next();
         }
-        let contents = read_crcs(disk, geometry, slot, first, last);
+        let mut contents = read_crcs(disk, geometry, slot, first, last);
         let key = replay.owners[&slot].key;
         let open = replay.open.contains_key(&(key.volume, key.chunk));
         let lost = if open { lost_if_open } else { Lost::Nothing };
         let page = replay.page(disk, geometry, log, slot)?;
         let page = page.as_mut().expect("a slot with an owner has a page");
+        let is_newest =
+            |(sector, content): (u8, &Option<u32>)| *content == Some(page.state(sector).crc);
+        if !(first..=last).zip(&contents).all(is_newest) {
+            // What is not the newest may be given up for zeros, say: not for one read that went wrong on its way.
+            let again = read_crcs(disk, geometry, slot, first, last);
+            for (at, sector) in (first..=last).enumerate() {
+                if !is_newest((sector, &contents[at])) {
+                    contents[at] = again[at];
+                }
+            }
+        }
         for (sector, content) in (first..=last).zip(contents) {
             let newest = page.state(sector);
             let older = chains[&(slot, sector)].iter().rev().copied();

@@ -28,7 +28,7 @@ struct Job {
     /// As it was when the job began; nobody changes a suspect slot.
     page: Page,
     waiting: Vec<u64>,
-    /// Checksums found, once the slot could not be read as a whole: by sector, `None` is unreadable.
+    /// Checksums found by sector; `None` is unreadable.
     found: BTreeMap<u8, Option<u32>>,
     ios: u32,
 }
@@ -110,12 +110,14 @@ impl<B: Buffer> Store<B> {
                 .filter(|(sector, _)| job.page.state(*sector).flags & SectorState::ZERO == 0)
                 .map(|(sector, content)| (sector, Some(crc32c(content))))
                 .collect();
-            self.slot_settled(key);
-            return;
         }
-        let sectors: Vec<u8> = (0..=u8::MAX)
-            .filter(|sector| job.page.state(*sector).flags & SectorState::ZERO == 0)
-            .collect();
+        // What does not match is adopted, or bad from then on: not for one read that went wrong on its way.
+        let differs = |sector: &u8| {
+            let state = job.page.state(*sector);
+            let found = job.found.get(sector).copied().flatten();
+            state.flags & SectorState::ZERO == 0 && found != Some(state.crc)
+        };
+        let sectors: Vec<u8> = (0..=u8::MAX).filter(differs).collect();
         let slot = job.slot;
         job.ios = u32::try_from(sectors.len()).expect("at most 256");
         if sectors.is_empty() {

@@ -6,6 +6,7 @@ mod doubt;
 mod faults;
 mod golden;
 mod memory;
+mod misread;
 mod model;
 mod power;
 mod reuse;
