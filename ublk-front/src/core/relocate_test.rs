@@ -6,8 +6,8 @@ use super::fixture::*;
 use super::window::LaneWindow;
 use std::time::Duration;
 use ukai_meta::job::{GoalSet, JOB_FORMAT, JobLimits, JobRecord, JobState, Protect};
-use ukai_meta::{KvVersion, NodeHealth, ReplicaState};
-use ukai_proto::{ChunkIndex, NodeId, Opcode};
+use ukai_meta::{KvVersion, NodeHealth, ReplicaState, transition};
+use ukai_proto::{ChunkIndex, NodeId, Opcode, Status};
 
 use ReplicaState::{InSync, Joining};
 
@@ -313,6 +313,32 @@ fn a_node_that_cannot_be_recorded_stale_does_not_interrupt_the_copy_for_ever() {
     world.meta_down = false;
     world.until_ended(600);
     assert!(world.is_moved());
+}
+
+/// Simulation seed 14942: nobody records a node stale that has nothing more of the volume.
+#[test]
+fn a_target_that_failed_and_was_taken_away_does_not_hold_the_job_up() {
+    let mut world = world();
+    let mut slow = job();
+    slow.limits.rate_bytes_per_s = Some(1 << 20);
+    world.begin(slow);
+    assert_eq!(world.count_in(C, Joining), 2);
+    // All is copied, and cannot be made in-sync.
+    world.meta_down = true;
+    for _ in 0..300 {
+        world.pass(100 * MS);
+    }
+    let sync = world.core.status().sync.unwrap();
+    assert_eq!((sync.chunks_done, sync.chunks_total), (2, 2));
+    let status = Status::NoLease;
+    let failed = LaneReport::ReplicaFailed { node: C, status };
+    world.event(ControlEvent::Lane(LaneId(0), failed));
+    for range in world.map.ranges_of(C, Joining) {
+        world.map = committed(transition::cancel_join(&world.map, range, C).unwrap());
+    }
+    world.meta_down = false;
+    world.until_ended(600);
+    assert!(world.is_moved(), "{:?}", world.core.status());
 }
 
 #[test]

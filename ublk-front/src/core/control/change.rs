@@ -414,7 +414,12 @@ impl ControlCore {
         let (node, map) = (sync.node, Arc::clone(self.map()));
         let update = match &sync.stage {
             sync::Stage::Begin => transition::begin_rejoin(&map, node),
-            sync::Stage::Finish if self.doubtful().contains(&node) => return false,
+            // All that was joining was taken away: nobody waits for the node any more, in whatever state it is.
+            sync::Stage::Finish if !self.is_active(node) => {
+                self.sync = None;
+                return false;
+            }
+            sync::Stage::Finish if self.is_doubtful(node) => return false,
             sync::Stage::Finish => match map.health(node) {
                 Some(NodeHealth::Rejoining { .. }) => transition::finish_rejoin(&map, node),
                 Some(NodeHealth::Stale { .. }) => {
