@@ -9,6 +9,7 @@
 use crate::node::Process;
 use crate::queue::SECOND;
 use crate::world::{NodeIndex, World};
+use chunkstore::disk::mem::MemDisk;
 use std::rc::Rc;
 use ukai_meta::map::VolumeMap;
 use ukai_proto::ChunkIndex;
@@ -34,6 +35,30 @@ pub(crate) struct Damage {
     pub(crate) fragile: bool,
 }
 
+/// What became of damage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Trace {
+    /// It is there.
+    There,
+    /// Written over, but a loss of power may bring it back.
+    Covered,
+    Gone,
+}
+
+impl Damage {
+    fn trace(&self, disk: &MemDisk) -> Trace {
+        let is_it = |held: Option<Rc<_>>| held.is_some_and(|held| Rc::ptr_eq(&held, &self.content));
+        let readable = !disk.unreadable.contains(&(self.position / 4096));
+        if is_it(disk.sector(self.position)) && !(self.unreadable && readable) {
+            Trace::There
+        } else if !self.unreadable && is_it(disk.durable_sector(self.position)) {
+            Trace::Covered
+        } else {
+            Trace::Gone
+        }
+    }
+}
+
 impl World {
     /// The node is or may be out of reach of someone until then.
     pub(crate) fn troubled(&mut self, node: NodeIndex, until: u64) {
@@ -45,21 +70,25 @@ impl World {
         self.map.clone()
     }
 
-    /// Forgets damage that was written over.
+    /// Forgets damage that was written over, and knows again what came back with a loss of power.
     pub(crate) fn forget_healed(&mut self) {
-        let nodes = &self.nodes;
-        self.damage.retain(|damage| {
-            let disk = &nodes[damage.node].disk;
-            let held = disk.sector(damage.position);
-            let same = held.is_some_and(|held| Rc::ptr_eq(&held, &damage.content));
-            same && (!damage.unreadable || disk.unreadable.contains(&(damage.position / 4096)))
-        });
+        let (damage, covered) = (&mut self.damage, &mut self.damage_covered);
+        for damage in std::mem::take(damage)
+            .into_iter()
+            .chain(std::mem::take(covered))
+        {
+            match damage.trace(&self.nodes[damage.node].disk) {
+                Trace::There => self.damage.push(damage),
+                Trace::Covered => self.damage_covered.push(damage),
+                Trace::Gone => {}
+            }
+        }
     }
 
     /// Would a crash of the node make damage look whole?
     pub(crate) fn is_fragile(&mut self, node: NodeIndex) -> bool {
         self.forget_healed();
-        let mut damage = self.damage.iter();
+        let mut damage = self.damage.iter().chain(&self.damage_covered);
         damage.any(|damage| damage.node == node && damage.fragile)
     }
 
@@ -67,7 +96,8 @@ impl World {
     /// what is there matches as little as the damage does: two faults in one sector.
     pub(crate) fn is_damage_overwritten(&mut self) -> bool {
         self.forget_healed();
-        self.damage.iter().any(|damage| {
+        let mut damage = self.damage.iter().chain(&self.damage_covered);
+        damage.any(|damage| {
             let others = self.nodes.iter().enumerate();
             let mut others = others.filter(|(index, _)| *index != damage.node);
             others.any(|(_, node)| !node.disk.is_quiet())
@@ -235,5 +265,45 @@ impl World {
             };
             map.in_sync(chunk).all(suspect)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chunkstore::disk::api::{DiskOp, IoId, WriteData};
+    use chunkstore::disk::mem::Fate;
+
+    /// Rot, repaired, and then the power fails: seed 75901 took the replica for good.
+    #[test]
+    fn damage_that_was_written_over_comes_back_with_a_loss_of_power() {
+        let mut disk = MemDisk::new(8 * 4096);
+        disk.place(4096, &[1; 4096]);
+        disk.rot(4096);
+        let damage = Damage {
+            node: 0,
+            position: 4096,
+            sector: 0,
+            since: 0,
+            content: disk.sector(4096).unwrap(),
+            unreadable: false,
+            fragile: false,
+        };
+        assert_eq!(damage.trace(&disk), Trace::There);
+        let write = |disk: &mut MemDisk, dsync| {
+            disk.submit(DiskOp::Write {
+                io: IoId(1),
+                position: 4096,
+                data: WriteData::Owned(vec![1; 4096]),
+                dsync,
+            });
+            disk.complete(0);
+        };
+        write(&mut disk, false);
+        assert_eq!(damage.trace(&disk), Trace::Covered);
+        disk.cut(&mut |_| Fate::Old);
+        assert_eq!(damage.trace(&disk), Trace::There);
+        write(&mut disk, true);
+        assert_eq!(damage.trace(&disk), Trace::Gone);
     }
 }

@@ -88,6 +88,16 @@ impl World {
         true
     }
 
+    /// After a loss of power.
+    pub(crate) fn find_damage_again(&mut self) {
+        let before = self.damage.len();
+        self.forget_healed();
+        if self.damage.len() > before {
+            let at = self.queue.now() + self.up_to(SCRUB_EVERY);
+            self.queue.push(at, Event::Scrub);
+        }
+    }
+
     /// On this node, if another one has it.
     pub(crate) fn rot_on(&mut self, node: NodeIndex) -> bool {
         let Some((position, sector)) = self.data_sector(node) else {
@@ -181,6 +191,7 @@ impl World {
             let now = self.queue.now();
             self.troubled(node, now + 2 * SECOND);
             self.faults.hit(kind.name());
+            self.say(|| format!("n{node}: {} of operation {index}", kind.name()));
             let state = &mut self.nodes[node];
             match op {
                 OpKind::Read => state.planned.read = false,
@@ -203,6 +214,7 @@ impl World {
             let now = self.queue.now();
             self.troubled(node, now + 2 * SECOND);
             self.faults.hit(FaultKind::MisdirectedRead.name());
+            self.say(|| format!("n{node}: a read is misdirected to {position}"));
             self.nodes[node].planned.misdirect = false;
             data[..4096].copy_from_slice(&other[..]);
         }

@@ -337,6 +337,7 @@ impl World {
         self.say(|| format!("node n{index} loses power"));
         let now = self.queue.now();
         self.end_process(index, 3 * SECOND);
+        self.forget_healed();
         let rng = &mut self.rng;
         let old_in_4 = rng.random_range(0..=4u32);
         self.nodes[index].disk.cut(&mut |_| {
@@ -346,6 +347,7 @@ impl World {
                 Fate::New
             }
         });
+        self.find_damage_again();
         let node = &mut self.nodes[index];
         if self.options.canary != Some(Canary::ForgetFlush) {
             node.boot += 1;

@@ -107,6 +107,7 @@ impl World {
         self.nodes[index].epoch = epoch;
         self.nodes[index].boot = boot;
         self.damage.retain(|damage| damage.node != index);
+        self.damage_covered.retain(|damage| damage.node != index);
         self.say(|| format!("n{index} is wiped and comes back as another node"));
         self.restart_later(index);
         let at = self.queue.now() + self.swarm.node_away_ns;

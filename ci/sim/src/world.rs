@@ -186,6 +186,8 @@ pub(crate) struct World {
     pub(crate) map: Option<Rc<VolumeMap>>,
     pub(crate) blocks: Vec<Block>,
     pub(crate) damage: Vec<Damage>,
+    /// Written over; not known to be durable.
+    pub(crate) damage_covered: Vec<Damage>,
     /// Nodes that were wiped: they never come back.
     pub(crate) gone: Vec<NodeId>,
     /// When a node last refused a change of a chunk for want of room.
@@ -231,6 +233,7 @@ impl World {
             map: None,
             blocks: Vec::new(),
             damage: Vec::new(),
+            damage_covered: Vec::new(),
             gone: Vec::new(),
             full: BTreeMap::new(),
             no_room: BTreeMap::new(),
