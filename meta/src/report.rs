@@ -49,6 +49,10 @@ pub struct FrontReport {
     pub since_unix_s: Option<u64>,
     /// What the guest saw.
     pub guest: GuestReports,
+    /// How late the front's threads wake, over the last minute: after a timer, when they have nothing else to do or while
+    /// others keep the processors busy, as it is. The guest's requests wake threads alike.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wake: Option<LatencyPoints>,
     /// What it knows of the nodes, those it reads from first.
     pub nodes: Vec<NodeLatency>,
     /// How far the relocation job is that it works on.
@@ -131,6 +135,7 @@ mod tests {
                 write: guest,
                 flush: GuestReport::default(),
             },
+            wake: points,
             nodes: (0..nodes).map(node).collect(),
             job: None,
         }

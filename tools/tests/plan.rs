@@ -70,7 +70,7 @@ fn front_since(world: &World, host: &str, over_s: u64) {
         .elapsed()
         .unwrap()
         .as_secs();
-    let guest = |us: f64| serde_json::json!({ "latency": points(us), "ops_per_s": 100.0, "bytes_per_s": 409_600.0 });
+    let guest = |us: f64| serde_json::json!({ "latency": points(us), "front": points(100.0), "ops_per_s": 100.0, "bytes_per_s": 409_600.0 });
     let report = serde_json::json!({
         "host": host, "token": 1, "nodes": [],
         "at_unix_s": now_s, "since_unix_s": now_s - over_s,
@@ -131,7 +131,7 @@ fn the_hot_part_is_found_and_everything_is_said() {
     );
     assert_eq!(plan["moves"][0]["add"], serde_json::json!(["n3"]));
     assert_eq!(plan["goals"]["ranges"], serde_json::json!([[8, 4, 0]]));
-    // The guest waits 100 us more than the nodes take for a read.
+    // The front takes 100 us of a read.
     assert!(
         about(&plan["overhead_us"]["read"], 100.0),
         "{}",

@@ -8,7 +8,7 @@ use crate::progress::Progress;
 use crate::table::{Align, table};
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use ukai_meta::NodeRecord;
 use ukai_proto::{ClusterId, Header, Opcode, ShardIndex};
 
@@ -40,6 +40,7 @@ pub(super) fn ping(context: &Context, args: &Ping) -> Result<()> {
             &node.record,
             shard,
             args.count,
+            Duration::ZERO,
             &progress,
         ))
         .map_err(|error| {
@@ -84,6 +85,7 @@ pub(super) async fn round_trips(
     record: &NodeRecord,
     shard: ShardIndex,
     count: u32,
+    pause: Duration,
     progress: &Progress,
 ) -> std::result::Result<Histogram<u64>, ClientError> {
     // 3 digits from 1 ns to a minute: 200 KiB, and above what the client's timeout lets through.
@@ -97,6 +99,9 @@ pub(super) async fn round_trips(
             .await?;
     }
     for _ in 0..count {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         let sent = Instant::now();
         client
             .request(Header::request(Opcode::Ping, 0), Vec::new())

@@ -223,6 +223,7 @@ mod tests {
             at_unix_s,
             since_unix_s,
             guest: GuestReports::default(),
+            wake: None,
             nodes: Vec::new(),
             job: None,
         };

@@ -11,9 +11,12 @@ use crate::report;
 use crate::table::{Align, table, warn};
 use hdrhistogram::Histogram;
 use serde_json::json;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use ukai_meta::{HostLatency, LatencyPoints, NodeLatency, NodeRecord, NodeState, catalog, key};
 use ukai_proto::ClusterId;
+
+/// Between questions: a node that is asked without a break is awake already, and looks nearer than it is for a guest.
+const PAUSE: Duration = Duration::from_millis(2);
 
 pub(super) fn probe(context: &Context, args: &Probe) -> Result<()> {
     let host = match &args.host {
@@ -111,7 +114,7 @@ async fn measure(
     let mut all: Option<Histogram<u64>> = None;
     for shard in shards(record) {
         let share = count.div_ceil(u32::from(record.shard_count));
-        let one = round_trips(cluster, record, shard, share, progress).await?;
+        let one = round_trips(cluster, record, shard, share, PAUSE, progress).await?;
         match &mut all {
             None => all = Some(one),
             // Same bounds and precision, so adding cannot fail.

@@ -2,12 +2,10 @@
 //! be assumed because nobody knows it.
 
 use super::args::PlanArgs;
-use super::latency::{add_overhead, models, overhead_text};
-use super::outlook::Outlook;
+use super::latency::{add_overhead, models, overhead, overhead_text};
 use super::plan::Ask;
-use super::problem::{Heat, Known, Node, NodeModel, Problem, Rules};
+use super::problem::{Heat, Known, Node, NodeModel, Rules};
 use super::shrink::{exposure_s, shrink};
-use super::target::Kind;
 use crate::client::{ClientError, NodeClient, block_on, shards};
 use crate::context::{Context, Names};
 use crate::error::{Result, ToolError};
@@ -15,15 +13,11 @@ use crate::report::{Told, told};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 use ukai_meta::map::VolumeMap;
-use ukai_meta::{LatencyPoints, NodeLatency, NodeRecord, NodeState, ReplicaState, catalog};
+use ukai_meta::{NodeLatency, NodeRecord, NodeState, ReplicaState, catalog};
 use ukai_proto::heat::ChunkHeat;
 use ukai_proto::message::read_chunk_list;
 use ukai_proto::{ChunkIndex, ClusterId, Flags, Generation, Header, NodeId, Opcode};
 
-/// Guest requests of the last minute that a measurement of the front's own time needs.
-const OVERHEAD_SAMPLES_MIN: u64 = 200;
-/// More than this is no front's own time, but a load that the heat does not tell of.
-const OVERHEAD_US_MAX: f64 = 5000.0;
 /// Measurements older than this are mentioned as old: a day.
 const OLD_S: u64 = 86_400;
 
@@ -302,13 +296,12 @@ impl Gathered {
             .extend(old_text(&records, &own_here, &front_here, host));
         let mut found = models(&records, &own_here, &front_here, &args.assume);
         self.assumed.append(&mut found.assumed);
-        if let Some(front) = &front {
-            let there = models(&records, &own(&front.host)?, &of_front(&front.host), &[]);
-            self.overhead_us = self.overhead(map, there.models, front);
-            if let Some(overhead_us) = self.overhead_us {
-                self.assumed.push(overhead_text(overhead_us, &front.host));
-                add_overhead(&mut found.models, overhead_us);
-            }
+        let overhead = front.as_ref().and_then(overhead);
+        if let (Some(front), Some(overhead)) = (&front, &overhead) {
+            let overhead_us = overhead.each_ref().map(|one| one.quantile(0.5));
+            self.overhead_us = Some(overhead_us);
+            self.assumed.push(overhead_text(overhead_us, &front.host));
+            add_overhead(&mut found.models, overhead);
         }
         if self.overhead_us.is_none() {
             self.assumed.push(
@@ -318,8 +311,8 @@ impl Gathered {
         if let Some(attach) = map.head.attach.as_ref().filter(|_| args.only_add) {
             let at = attach.host.as_str();
             let mut present = models(&records, &own(at)?, &of_front(at), &[]).models;
-            if let Some(overhead_us) = self.overhead_us {
-                add_overhead(&mut present, overhead_us);
+            if let Some(overhead) = &overhead {
+                add_overhead(&mut present, overhead);
             }
             self.present = Some(present);
         }
@@ -327,44 +320,6 @@ impl Gathered {
             node.model = found.models.remove(&node.id);
         }
         Ok(())
-    }
-
-    /// The guest's median against what the nodes alone explain, where the volume is attached now.
-    fn overhead(
-        &self,
-        map: &VolumeMap,
-        mut models: BTreeMap<NodeId, NodeModel>,
-        front: &ukai_meta::report::FrontReport,
-    ) -> Option<[f64; 2]> {
-        let mut nodes = self.nodes.clone();
-        for node in &mut nodes {
-            node.model = models.remove(&node.id);
-        }
-        let known = Known {
-            nodes,
-            heat: self.heat.as_ref(),
-            written: None,
-        };
-        let problem = Problem::new(map, known, map.all(), Rules::default(), Vec::new());
-        if problem
-            .sets
-            .iter()
-            .flat_map(|set| &set.in_sync)
-            .any(|node| problem.node(*node).model.is_none())
-        {
-            return None;
-        }
-        let now = Outlook::now(&problem);
-        let above = |kind: Kind, seen: Option<&LatencyPoints>| {
-            let seen = seen.filter(|points| points.count >= OVERHEAD_SAMPLES_MIN)?;
-            let above = seen.quantile(0.5) - now.quantile(kind, 0.5);
-            (above <= OVERHEAD_US_MAX).then_some(above.max(0.0))
-        };
-        let read = above(Kind::Read, front.guest.read.latency.as_ref());
-        let write = above(Kind::Write, front.guest.write.latency.as_ref());
-        // What is only known of one kind is much the same for the other.
-        let (read, write) = (read.or(write)?, write.or(read)?);
-        Some([read, write])
     }
 }
 

@@ -7,8 +7,14 @@ use super::problem::NodeModel;
 use super::target::{Kind, latency_text};
 use std::collections::BTreeMap;
 use ukai_meta::latency::SMALL_SECTORS_MAX;
+use ukai_meta::report::FrontReport;
 use ukai_meta::{LatencyPoints, NodeLatency, NodeRecord};
 use ukai_proto::NodeId;
+
+/// Requests of the last minute that a measurement of the front's own time needs.
+const FRONT_SAMPLES_MIN: u64 = 100;
+/// More is no overhead of a request, but a load or a way that was another one when the network was measured.
+const BEYOND_US_MAX: f64 = 5000.0;
 
 /// Where a node's numbers come from, for the list of assumptions.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -82,11 +88,12 @@ pub(crate) fn models(
         .iter()
         .map(|node| (node.node, merged(node.node, record, front)))
         .collect();
-    let service = Kind::BOTH.map(|kind| typical_service(known.values(), kind));
+    let typical = Kind::BOTH.map(|kind| Typical::of(known.values(), kind));
     let mut out = Models {
         models: BTreeMap::new(),
         assumed: Vec::new(),
     };
+    let mut beyond: BTreeMap<(Kind, u64), Vec<&str>> = BTreeMap::new();
     let mut notes: BTreeMap<(Kind, Source, bool), Vec<&str>> = BTreeMap::new();
     for node in nodes {
         let assumed = assume
@@ -96,13 +103,22 @@ pub(crate) fn models(
         #[allow(clippy::cast_precision_loss)] // at most 100 s
         let assumed = assumed.map(|one| one.latency.us as f64);
         let latency = &known[&node.node];
-        let (Some((read, by_read)), Some((write, by_write))) = (
-            round_trip(latency, Kind::Read, &service, assumed),
-            round_trip(latency, Kind::Write, &service, assumed),
+        let (Some((read, by_read, read_us)), Some((write, by_write, write_us))) = (
+            round_trip(latency, Kind::Read, &typical, assumed),
+            round_trip(latency, Kind::Write, &typical, assumed),
         ) else {
             continue;
         };
-        for (kind, source) in [(Kind::Read, by_read), (Kind::Write, by_write)] {
+        for (kind, source, beyond_us) in [
+            (Kind::Read, by_read, read_us),
+            (Kind::Write, by_write, write_us),
+        ] {
+            if beyond_us > 0 {
+                beyond
+                    .entry((kind, beyond_us))
+                    .or_default()
+                    .push(&node.name);
+            }
             let larger = large(latency, kind).is_some();
             notes
                 .entry((kind, source, larger))
@@ -122,6 +138,15 @@ pub(crate) fn models(
         if let Some(text) = source.text(&kinds.join(" or "), larger) {
             out.assumed.push(format!("{}: {text}", names.join(", ")));
         }
+    }
+    for ((kind, us), names) in beyond {
+        #[allow(clippy::cast_precision_loss)] // microseconds
+        let text = latency_text(us as f64);
+        out.assumed.push(format!(
+            "{}: plus {text} that a {} takes beyond these, as measured on other nodes",
+            names.join(", "),
+            kind.name()
+        ));
     }
     out
 }
@@ -185,70 +210,126 @@ fn typical_service<'a>(
     (median > 1.0).then(|| Distribution::constant(median))
 }
 
+/// What is known of nodes in general, for those of which a kind of request was not measured.
+struct Typical {
+    service: Option<Distribution>,
+    /// (network round trip, what requests took beyond it and the service): medians of each node, microseconds.
+    beyond: Vec<(f64, f64)>,
+}
+
+impl Typical {
+    fn of<'a>(known: impl Iterator<Item = &'a NodeLatency> + Clone, kind: Kind) -> Self {
+        let beyond = |node: &NodeLatency| {
+            let network = node.network?.quantile(0.5);
+            let parts = network + service_of(node, kind)?.quantile(0.5);
+            let above = (measured(node, kind)?.quantile(0.5) - parts).max(0.0);
+            (above <= BEYOND_US_MAX).then_some((network, above))
+        };
+        Self {
+            beyond: known.clone().filter_map(beyond).collect(),
+            service: typical_service(known, kind),
+        }
+    }
+
+    /// Round trips that are asked for alone are faster than those of requests, which carry data and meet others. By how
+    /// much tells the node that is as near, as far as there is one.
+    fn beyond_us(&self, network_us: f64) -> u64 {
+        let apart = |(other, _): &(f64, f64)| (other.max(1.0) / network_us.max(1.0)).ln().abs();
+        let nearest = self
+            .beyond
+            .iter()
+            .min_by(|a, b| apart(a).total_cmp(&apart(b)));
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // 0 to BEYOND_US_MAX
+        nearest.map_or(0, |(_, us)| us.round() as u64)
+    }
+}
+
+/// The distribution, where it comes from, and what of it was added for requests, microseconds.
 fn round_trip(
     latency: &NodeLatency,
     kind: Kind,
-    typical: &[Option<Distribution>; 2],
+    typical: &[Typical; 2],
     assumed: Option<f64>,
-) -> Option<(Distribution, Source)> {
+) -> Option<(Distribution, Source, u64)> {
     let other = match kind {
         Kind::Read => Kind::Write,
         Kind::Write => Kind::Read,
     };
     if let Some(points) = measured(latency, kind) {
-        return Some((Distribution::from_points(points), Source::Measured));
+        return Some((Distribution::from_points(points), Source::Measured, 0));
     }
     let own_service = service_of(latency, kind).map(Distribution::from_points);
     let [read, write] = typical;
     let other_service = match kind {
-        Kind::Read => read.as_ref().or(write.as_ref()),
-        Kind::Write => write.as_ref().or(read.as_ref()),
+        Kind::Read => read.service.as_ref().or(write.service.as_ref()),
+        Kind::Write => write.service.as_ref().or(read.service.as_ref()),
     };
     if let Some(network) = &latency.network {
+        let beyond_us = match kind {
+            Kind::Read => read.beyond_us(network.quantile(0.5)),
+            Kind::Write => write.beyond_us(network.quantile(0.5)),
+        };
         let network = Distribution::from_points(network);
+        #[allow(clippy::cast_precision_loss)] // microseconds
+        let with = |service| match beyond_us {
+            0 => network.sum(service),
+            us => network.sum(service).later(us as f64),
+        };
         return Some(match (own_service, other_service) {
-            (Some(service), _) => (network.sum(&service), Source::Parts),
-            (None, Some(service)) => (network.sum(service), Source::OtherService),
+            (Some(service), _) => (with(&service), Source::Parts, beyond_us),
+            (None, Some(service)) => (with(service), Source::OtherService, beyond_us),
             (None, None) => match large(latency, kind) {
-                Some(large) => (Distribution::from_points(large), Source::Large),
-                None => (network, Source::NetworkOnly),
+                Some(large) => (Distribution::from_points(large), Source::Large, 0),
+                None => (network, Source::NetworkOnly, 0),
             },
         });
     }
     if let Some(points) = measured(latency, other) {
-        return Some((Distribution::from_points(points), Source::OtherKind));
+        return Some((Distribution::from_points(points), Source::OtherKind, 0));
     }
     if let Some(points) = large(latency, kind).or_else(|| large(latency, other)) {
-        return Some((Distribution::from_points(points), Source::Large));
+        return Some((Distribution::from_points(points), Source::Large, 0));
     }
     let network = Distribution::constant(assumed?);
     let service = own_service.as_ref().or(other_service);
     Some(match service {
-        Some(service) => (network.sum(service), Source::AssumedAndService),
-        None => (network, Source::Assumed),
+        Some(service) => (network.sum(service), Source::AssumedAndService, 0),
+        None => (network, Source::Assumed, 0),
     })
 }
 
-/// What the guest waits beside the nodes, as a constant: the front's own work and the way to the guest.
-pub(crate) fn add_overhead(models: &mut BTreeMap<NodeId, NodeModel>, overhead_us: [f64; 2]) {
+/// What the guest waits for a read and for a write beside the nodes: the front's own time, as it measures it request by
+/// request, and the way to the guest and back. On that two threads are woken that the front does not see wake; each is
+/// taken to be as late as the front's own threads are for a timer. `None`: not told.
+pub(crate) fn overhead(front: &FrontReport) -> Option<[Distribution; 2]> {
+    let enough = |points: &Option<LatencyPoints>| {
+        let points = points.filter(|points| points.count >= FRONT_SAMPLES_MIN)?;
+        Some(Distribution::from_points(&points))
+    };
+    let guest = &front.guest;
+    let (read, write) = (enough(&guest.read.front), enough(&guest.write.front));
+    // What is only known of one kind is much the same for the other.
+    let (read, write) = (read.clone().or(write.clone())?, write.or(read)?);
+    let Some(wake) = &front.wake else {
+        return Some([read, write]);
+    };
+    let wake = Distribution::from_points(wake);
+    let way = wake.sum(&wake);
+    Some([read.sum(&way), write.sum(&way)])
+}
+
+pub(crate) fn add_overhead(models: &mut BTreeMap<NodeId, NodeModel>, overhead: &[Distribution; 2]) {
+    let [read, write] = overhead;
     for model in models.values_mut() {
-        for (kind, us) in Kind::BOTH.into_iter().zip(overhead_us) {
-            if us < 1.0 {
-                continue;
-            }
-            let shifted = model.of(kind).later(us);
-            match kind {
-                Kind::Read => model.read = shifted,
-                Kind::Write => model.write = shifted,
-            }
-        }
+        model.read = model.read.sum(read);
+        model.write = model.write.sum(write);
     }
 }
 
 /// For the list of assumptions.
 pub(crate) fn overhead_text(overhead_us: [f64; 2], host: &str) -> String {
     format!(
-        "beside the nodes, the guest waits {} for a read and {} for a write, as measured on {host} now",
+        "beside the nodes, the guest waits {} for a read and {} for a write: the front's own time and that of waking threads on {host} now",
         latency_text(overhead_us[0]),
         latency_text(overhead_us[1])
     )
@@ -341,6 +422,83 @@ mod tests {
         assert!(text.contains("n1, n2, n3: no write was measured: network round trip plus the service time of other"), "{text}");
     }
 
+    /// n1 is far and measured, n2 and n3 were only asked for their round trip.
+    #[test]
+    fn what_requests_take_beyond_a_round_trip_is_added() {
+        let flat = |us: f64| LatencyPoints::from_quantiles(100, |_| us);
+        let known = [
+            NodeLatency {
+                network: flat(10_000.0),
+                read: flat(10_500.0),
+                read_service: flat(200.0),
+                ..latency(1)
+            },
+            NodeLatency {
+                network: flat(50.0),
+                ..latency(2)
+            },
+        ];
+        let nodes = [record(1), record(2), record(3)];
+        let p50 = |known: &[NodeLatency]| {
+            models(&nodes, known, &[], &[]).models[&NodeId([2; 16])]
+                .read
+                .quantile(0.5)
+        };
+        let near =
+            |us: f64, exact: f64| assert!((us / exact - 1.0).abs() < 0.05, "{us}, not {exact}");
+        near(p50(&known), 50.0 + 200.0 + 300.0);
+        let text = models(&nodes, &known, &[], &[]).assumed.join("\n");
+        assert!(
+            text.contains("n2: plus 300us that a read takes beyond these"),
+            "{text}"
+        );
+        // A node as near as n2 tells more of it.
+        let as_near = NodeLatency {
+            network: flat(60.0),
+            read: flat(360.0),
+            read_service: flat(200.0),
+            ..latency(3)
+        };
+        near(
+            p50(&[known[0].clone(), known[1].clone(), as_near]),
+            50.0 + 200.0 + 100.0,
+        );
+        // What took so much longer had something else in its way.
+        let loaded = NodeLatency {
+            read: flat(90_000.0),
+            ..known[0].clone()
+        };
+        near(p50(&[loaded, known[1].clone()]), 250.0);
+    }
+
+    #[test]
+    fn the_front_and_two_threads_that_wake_are_between_guest_and_nodes() {
+        let flat = |count, us: f64| LatencyPoints::from_quantiles(count, |_| us);
+        let mut front = FrontReport {
+            host: "h".into(),
+            token: ukai_proto::Token(1),
+            at_unix_s: 1,
+            since_unix_s: None,
+            guest: ukai_meta::report::GuestReports::default(),
+            wake: flat(9, 60.0),
+            nodes: Vec::new(),
+            job: None,
+        };
+        front.guest.write.front = flat(FRONT_SAMPLES_MIN - 1, 30.0);
+        assert!(overhead(&front).is_none());
+        front.guest.read.front = flat(FRONT_SAMPLES_MIN, 30.0);
+        for one in overhead(&front).expect("told") {
+            assert!(
+                (one.quantile(0.5) / 150.0 - 1.0).abs() < 0.05,
+                "{}",
+                one.quantile(0.5)
+            );
+        }
+        front.wake = None;
+        let [read, _] = overhead(&front).expect("told");
+        assert!((read.quantile(0.5) / 30.0 - 1.0).abs() < 0.03);
+    }
+
     #[test]
     fn large_requests_stand_for_small_ones_only_for_want_of_all_else() {
         let node = |n: u8| NodeLatency {
@@ -420,7 +578,7 @@ mod tests {
             |got: &BTreeMap<NodeId, NodeModel>, kind| got[&NodeId([1; 16])].of(kind).quantile(0.5);
         assert!((p50(&got, Kind::Read) / 150.0 - 1.0).abs() < 0.03);
         assert!((p50(&got, Kind::Write) / 13_500.0 - 1.0).abs() < 0.03);
-        add_overhead(&mut got, [50.0, 0.0]);
+        add_overhead(&mut got, &[50.0, 1.0].map(Distribution::constant));
         assert!((p50(&got, Kind::Read) / 200.0 - 1.0).abs() < 0.03);
     }
 }

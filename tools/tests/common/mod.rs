@@ -232,6 +232,7 @@ impl World {
             at_unix_s,
             since_unix_s: None,
             guest: GuestReports::default(),
+            wake: None,
             nodes: vec![NodeLatency {
                 network: points,
                 ..NodeLatency::of(node_id(1))
@@ -252,6 +253,7 @@ impl World {
                 at_unix_s,
                 since_unix_s: None,
                 guest: GuestReports::default(),
+                wake: None,
                 nodes: Vec::new(),
                 job: Some(job),
             },

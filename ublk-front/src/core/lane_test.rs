@@ -845,6 +845,10 @@ fn nodes_are_measured_with_and_without_their_service() {
     let front = &bench.lane.stats();
     assert_eq!((front.read_front.len(), front.write_front.len()), (1, 1));
     assert!(front.read_front.max() <= 1_000 && front.write_front.max() <= 1_000);
+    bench.lane.woke(Duration::from_micros(60));
+    let wake = &bench.lane.stats().wake;
+    assert_eq!(wake.len(), 1);
+    assert!((60_000..61_000).contains(&wake.max()), "{}", wake.max());
 }
 
 /// Bulk tells of bandwidth: it counts as the guest's latency, and apart from what plans are made from.

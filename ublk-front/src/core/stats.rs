@@ -27,6 +27,8 @@ pub struct LaneStats {
     pub read_front: Histogram<u64>,
     /// The same of writes.
     pub write_front: Histogram<u64>,
+    /// How late the lane wakes after a timer.
+    pub wake: Histogram<u64>,
     /// By node slot.
     pub nodes: Vec<NodeStats>,
     /// Bytes the guest read.
@@ -173,6 +175,7 @@ impl Default for LaneStats {
             zero: histogram(),
             read_front: histogram(),
             write_front: histogram(),
+            wake: histogram(),
             nodes: Vec::new(),
             read_bytes: 0,
             write_bytes: 0,
@@ -206,6 +209,11 @@ impl LaneStats {
             GuestOp::Flush => record(&mut self.flush, latency),
             GuestOp::Zero { .. } => record(&mut self.zero, latency),
         }
+    }
+
+    /// A timer of the lane ended so late.
+    pub(super) fn woke(&mut self, late: Duration) {
+        record(&mut self.wake, late);
     }
 
     /// What the front took of a request that was one piece.
@@ -283,6 +291,7 @@ impl LaneStats {
         let _ = self.zero.add(&other.zero);
         let _ = self.read_front.add(&other.read_front);
         let _ = self.write_front.add(&other.write_front);
+        let _ = self.wake.add(&other.wake);
         if self.nodes.len() < other.nodes.len() {
             self.nodes
                 .resize_with(other.nodes.len(), NodeStats::default);

@@ -18,6 +18,7 @@ use crate::core::{LaneCore, LaneLimits};
 use io_uring::{opcode, squeue, types};
 use std::os::fd::AsRawFd;
 use std::slice;
+use std::time::Duration;
 use ukai_proto::{Header, Incarnation};
 
 /// Ticks in one window of measurements.
@@ -44,6 +45,8 @@ pub struct LaneDriver {
     wake_in_flight: bool,
     tick_spec: Box<types::Timespec>,
     tick_in_flight: bool,
+    /// When it is to run out.
+    tick_due: Now,
     ticks: u32,
     tick_end: TickEnd,
     closing: bool,
@@ -99,6 +102,7 @@ impl LaneDriver {
             wake_in_flight: false,
             tick_spec: Box::new(types::Timespec::new().nsec(TICK_NANOS)),
             tick_in_flight: false,
+            tick_due: Now(0),
             ticks: 0,
             tick_end: TickEnd::NotYet,
             closing: false,
@@ -155,6 +159,7 @@ impl LaneDriver {
             Kind::Tick => {
                 self.tick_in_flight = false;
                 if !self.closing {
+                    self.core.woke(now.since(self.tick_due));
                     self.core.tick(now, &mut self.actions);
                     self.act(buffers);
                     self.ticks = self.ticks.wrapping_add(1);
@@ -266,6 +271,8 @@ impl LaneDriver {
         }
         if !self.tick_in_flight && !self.closing {
             self.tick_in_flight = true;
+            let nanos = Duration::from_nanos(TICK_NANOS.into());
+            self.tick_due = clock::after(clock::now(), nanos);
             let timeout = opcode::Timeout::new(&raw const *self.tick_spec).build();
             push(timeout.user_data(pack(Kind::Tick, 0)));
         }

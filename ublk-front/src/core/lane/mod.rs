@@ -151,6 +151,11 @@ impl LaneCore {
         &self.stats
     }
 
+    /// The lane was woken so long after a timer of its shell had run out: threads of the guest wake as late.
+    pub fn woke(&mut self, late: Duration) {
+        self.stats.woke(late);
+    }
+
     /// What was measured since the last call; `None` if there was nothing. Shells call it every
     /// [`super::window::WINDOW`] and give it to control.
     pub fn window(&mut self, now: Now) -> Option<Box<LaneWindow>> {

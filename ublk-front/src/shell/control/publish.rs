@@ -84,7 +84,8 @@ impl Control {
                 None => NodeLatency::of(entry.node),
             };
             known.at_unix_s = at_unix_s;
-            known.network = known.network.or_else(|| self.core.network(entry.node));
+            // Asked for alone, as `probe` does, so that all nodes are alike.
+            known.network = self.core.network(entry.node).or(known.network);
             known
         };
         let mut known: Vec<NodeLatency> = self.entries.iter().enumerate().map(of).collect();
@@ -97,7 +98,7 @@ impl Control {
         &self,
         now: Now,
         nodes: Vec<NodeLatency>,
-        [read_front, write_front]: [Option<LatencyPoints>; 2],
+        [read_front, write_front, wake]: [Option<LatencyPoints>; 3],
     ) -> FrontReport {
         let guest = self.core.guest_latency();
         let span = guest.told_span(now);
@@ -123,6 +124,7 @@ impl Control {
                 write: of(GuestKind::Write, write_front),
                 flush: of(GuestKind::Flush, None),
             },
+            wake,
             nodes,
             job: self.core.job_progress(),
         }

@@ -28,15 +28,15 @@ pub(super) struct Counters {
 pub(super) struct Lately {
     /// By slot.
     pub(super) nodes: Vec<NodeStats>,
-    /// The front's own time, of reads and writes.
-    pub(super) front: Option<[Histogram<u64>; 2]>,
+    /// The front's own time, of reads and writes; how late lanes wake.
+    pub(super) front: Option<[Histogram<u64>; 3]>,
 }
 
 impl Lately {
     fn of(total: &LaneStats) -> Self {
         Self {
             nodes: total.nodes.clone(),
-            front: Some([total.read_front.clone(), total.write_front.clone()]),
+            front: Some([&total.read_front, &total.write_front, &total.wake].map(Clone::clone)),
         }
     }
 
@@ -57,10 +57,10 @@ impl Lately {
         self
     }
 
-    /// The front's own time of reads and of writes.
-    pub(super) fn front(&self) -> [Option<LatencyPoints>; 2] {
+    /// The front's own time of reads and of writes; how late lanes wake.
+    pub(super) fn front(&self) -> [Option<LatencyPoints>; 3] {
         let of = |kind: usize| points(&self.front.as_ref()?[kind]);
-        [of(0), of(1)]
+        [of(0), of(1), of(2)]
     }
 }
 
@@ -97,6 +97,7 @@ impl Counters {
             "zero": latency(&total.zero),
             "read_front": latency(&total.read_front),
             "write_front": latency(&total.write_front),
+            "wake": latency(&total.wake),
             "read_bytes": total.read_bytes,
             "write_bytes": total.write_bytes,
             "errors": total.errors,
