@@ -111,6 +111,10 @@ pub(crate) struct RunArgs {
     /// What to do with requests while the metadata store cannot be reached for a whole lease.
     #[arg(long, value_enum, default_value = "serve")]
     pub(crate) isolated: Isolated,
+    /// What copies by relocations and resyncs of all volumes may fetch from other nodes, and other nodes from this one:
+    /// 200MiB/s for each of the two, shared out evenly among the shards (default: any rate)
+    #[arg(long, value_parser = parse_rate, value_name = "RATE")]
+    pub(crate) copy_rate: Option<u64>,
 }
 
 /// See [`Isolation`].
@@ -174,6 +178,18 @@ fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text} is out of range"))
 }
 
+/// Slower, a piece of 1 MiB would wait so long that its order is given up.
+const COPY_RATE_MIN: u64 = 1 << 20;
+
+/// `200MiB/s`; `/s` may be left out.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    let rate = parse_size(text.strip_suffix("/s").unwrap_or(text))?;
+    if rate < COPY_RATE_MIN {
+        return Err("at least 1MiB/s".into());
+    }
+    Ok(rate)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +205,9 @@ mod tests {
         assert_eq!(parse_size("10GiB"), Ok(10 << 30));
         assert_eq!(parse_size("3 MB"), Ok(3_000_000));
         assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_rate("200MiB/s"), Ok(200 << 20));
+        assert_eq!(parse_rate("1GiB"), Ok(1 << 30));
+        assert!(parse_rate("500KiB/s").is_err());
         for bad in ["", "GiB", "0", "-1", "1 parsec", "99999999TiB"] {
             assert!(parse_size(bad).is_err(), "{bad}");
         }

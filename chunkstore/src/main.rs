@@ -94,6 +94,7 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
         insecure_plaintext: args.insecure_plaintext,
         host: args.host,
         isolation: args.isolated.into(),
+        copy_rate: args.copy_rate,
     };
     run::run(&options).map_err(|error| match error {
         run::Error::Unclean(_) => Failure {

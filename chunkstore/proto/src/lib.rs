@@ -4,6 +4,7 @@
 //! the project. Byte tables are in `docs/protocol.md`; this code and that page change together.
 #![forbid(unsafe_code)]
 
+pub mod bucket;
 pub mod crc;
 pub mod decode;
 pub mod frame;

@@ -416,6 +416,47 @@ impl Pulled {
     }
 }
 
+/// How long a PULL stood back for the copy rates of the nodes: the `seq` of its reply, also of a reply
+/// [`crate::Status::Busy`], which then says that the order is to be given again. Zero from nodes that
+/// know no such rate. Milliseconds, at most [`HeldBack::MAX_MS`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HeldBack {
+    /// For the rate of the target.
+    pub at_target_ms: u32,
+    /// For that of the source.
+    pub at_source_ms: u32,
+}
+
+impl HeldBack {
+    const BITS: u32 = 24;
+    /// The longest time that can be told: 4.6 hours.
+    pub const MAX_MS: u32 = (1 << Self::BITS) - 1;
+
+    /// As sent.
+    #[must_use]
+    pub fn to_seq(self) -> Seq {
+        let [target, source] =
+            [self.at_target_ms, self.at_source_ms].map(|ms| u64::from(ms.min(Self::MAX_MS)));
+        Seq(source << Self::BITS | target)
+    }
+
+    /// As received.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)] // 24 bits each
+    pub fn from_seq(seq: Seq) -> Self {
+        Self {
+            at_target_ms: seq.0 as u32 & Self::MAX_MS,
+            at_source_ms: (seq.0 >> Self::BITS) as u32 & Self::MAX_MS,
+        }
+    }
+
+    /// Was it held back at all?
+    #[must_use]
+    pub fn is_any(self) -> bool {
+        self != Self::default()
+    }
+}
+
 /// A list of chunk numbers: open intents in FENCE replies, WRITTEN_SINCE replies.
 #[must_use]
 pub fn chunk_list(chunks: &[ChunkIndex]) -> Vec<u8> {

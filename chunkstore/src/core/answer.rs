@@ -5,7 +5,7 @@ use super::shard::{ListId, ListOwner, Op, Request, ShardCore};
 use super::storage::Storage;
 use crate::disk::api::{OpId, StoreReply};
 use ukai_proto::limits::{CHUNK_LIST_MAX, SEQ_MAX};
-use ukai_proto::message::{Pulled, append_seqs, chunk_list, crc_table, sector_states};
+use ukai_proto::message::{HeldBack, Pulled, append_seqs, chunk_list, crc_table, sector_states};
 use ukai_proto::{Buffer, ChunkIndex, Flags, Opcode, SectorInChunk, Seq, Status, Version};
 
 impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
@@ -25,6 +25,11 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         };
         match op {
             Op::Client(request) => self.client_reply(now, request, reply, out),
+            Op::Served(request) => {
+                self.serving.served();
+                self.client_reply(now, request, reply, out);
+                self.serve_copies(now, out);
+            }
             Op::ListPart { list, offset } => self.list_part(now, list, offset, reply, out),
             Op::CopyPut {
                 order,
@@ -187,26 +192,33 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         }
     }
 
+    /// A copy ended.
     pub(super) fn pulled(
         &mut self,
-        now: u64,
         request: Request,
         result: Result<Pulled, Status>,
+        held_back: HeldBack,
         out: &mut Vec<ShardAction<B>>,
     ) {
+        let seq = held_back.to_seq();
         match result {
             Ok(pulled) => {
-                self.done(
-                    now,
-                    request,
-                    pulled.encode(),
-                    Flags::NONE,
-                    OutData::None,
-                    out,
-                );
+                let (aux, none) = (pulled.encode(), OutData::None);
+                self.done_at(request, aux, Flags::NONE, none, seq, out);
             }
-            Err(status) => self.fail(request, status, request.header.sector, out),
+            Err(status) => self.fail_at(request, status, request.header.sector, seq, out),
         }
+    }
+
+    /// The piece of a mirror waits at the peer, which is told for how long.
+    pub(super) fn refuse_piece(
+        &mut self,
+        request: Request,
+        again_ns: u64,
+        out: &mut Vec<ShardAction<B>>,
+    ) {
+        let sector = request.header.sector;
+        self.fail_at(request, Status::Busy, sector, Seq(again_ns), out);
     }
 
     pub(super) fn chunks(

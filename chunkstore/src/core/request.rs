@@ -8,7 +8,7 @@ use super::storage::Storage;
 use crate::disk::api::{OpId, SectorRange, StoreRequest};
 use std::collections::VecDeque;
 use ukai_proto::crc::sector_crcs;
-use ukai_proto::limits::{CHUNK_LIST_MAX, SEQ_MAX};
+use ukai_proto::limits::{CHUNK_LIST_MAX, SECTOR_BYTES, SEQ_MAX};
 use ukai_proto::message::{
     INVENTORY_MAX, Pull, Report, ReportKind, SectorState, inventory, read_chunk_ranges,
     read_crc_table,
@@ -42,6 +42,12 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         let (volume, token, generation) = (header.volume, header.token, header.generation);
         let store_request = match header.opcode {
             Opcode::Read => StoreRequest::Read(range),
+            Opcode::ReadVersioned if header.seq > Seq(0) => {
+                let asked = self.serving.ask(now, bytes_of(&header), request);
+                asked.unwrap_or_else(|again_ns| self.refuse_piece(request, again_ns, out));
+                self.serve_copies(now, out);
+                return Ok(());
+            }
             Opcode::ReadVersioned => StoreRequest::ReadVersioned(range),
             Opcode::Write => {
                 let Some(data) = frame.data else {
@@ -76,7 +82,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                 self.gate.close(volume, token);
                 // Copies ordered under a lower token would be stopped at their next Put; stop now.
                 self.copies
-                    .fail(Status::StaleToken, &mut self.copy_out, |order| {
+                    .fail(now, Status::StaleToken, &mut self.copy_out, |order| {
                         order.volume == volume && order.token < token
                     });
                 StoreRequest::Fence {
@@ -170,6 +176,41 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         };
         self.submit(Op::Client(request), store_request);
         Ok(())
+    }
+
+    /// Read for peers' mirrors what may be read now.
+    pub(super) fn serve_copies(&mut self, now: u64, out: &mut Vec<ShardAction<B>>) {
+        while let Some((mut request, held_ns)) = self.serving.next(now) {
+            let header = &mut request.header;
+            // What is told with the answer.
+            header.seq = Seq(held_ns.min(SEQ_MAX));
+            // It was admitted a while ago.
+            let passes = if self.sessions.greeted(request.conn).is_none() {
+                Err(Status::PeerFailed)
+            } else {
+                self.pass(header)
+            };
+            if let Err(status) = passes {
+                self.serving.served();
+                self.serving.give_back(bytes_of(&request.header));
+                self.fail(request, status, request.header.sector, out);
+                continue;
+            }
+            let range = SectorRange {
+                volume: header.volume,
+                chunk: header.chunk,
+                sector: header.sector,
+                count: header.count,
+            };
+            self.submit(Op::Served(request), StoreRequest::ReadVersioned(range));
+        }
+    }
+
+    /// Whatever waits is refused.
+    pub(super) fn serve_none(&mut self, status: Status, out: &mut Vec<ShardAction<B>>) {
+        for request in self.serving.clear() {
+            self.fail(request, status, request.header.sector, out);
+        }
     }
 
     /// Lease and gate.
@@ -271,6 +312,10 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         };
         self.submit(Op::ListPart { list, offset }, request);
     }
+}
+
+fn bytes_of(header: &Header) -> u64 {
+    u64::from(header.count) * SECTOR_BYTES as u64
 }
 
 /// The parts of a sector range, slot by slot.

@@ -1,6 +1,6 @@
 //! The shard: takes events, asks gate and store, answers.
 
-use super::copy::{Copies, CopyAction, OrderId, PieceId};
+use super::copy::{Copies, CopyAction, OrderId, PieceId, Serving};
 use super::event::{
     CloseReason, ConnId, OutData, OutFrame, ShardAction, ShardEvent, ShardIdentity,
 };
@@ -31,6 +31,8 @@ pub(super) type ListId = u64;
 #[derive(Debug)]
 pub(super) enum Op {
     Client(Request),
+    /// A piece of a peer's mirror.
+    Served(Request),
     ListPart {
         list: ListId,
         offset: usize,
@@ -81,6 +83,7 @@ pub struct ShardCore<B, S = Store<B>> {
     pub(super) gate: Gate,
     pub(super) sessions: Sessions,
     pub(super) copies: Copies<B>,
+    pub(super) serving: Serving<Request>,
     pub(super) ops: BTreeMap<OpId, Op>,
     pub(super) lists: BTreeMap<ListId, List>,
     pub(super) pulls: BTreeMap<OrderId, Request>,
@@ -111,6 +114,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             gate: Gate::default(),
             sessions: Sessions::default(),
             copies: Copies::new(identity),
+            serving: Serving::default(),
             ops: BTreeMap::new(),
             lists: BTreeMap::new(),
             pulls: BTreeMap::new(),
@@ -134,6 +138,18 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
     /// The store, for what it can tell (space in use, fences).
     pub fn store(&self) -> &S {
         &self.store
+    }
+
+    /// Bounds what mirrors fetch to this shard, and what they fetch from it: bytes per second each. `None`: any rate.
+    pub fn set_copy_rate(&mut self, now_ns: u64, rate: Option<u64>) {
+        self.copies.set_rate(now_ns, rate);
+        self.serving.set_rate(now_ns, rate);
+    }
+
+    /// Send a [`ShardEvent::Tick`] then: a copy that waits for the copy rate could go on.
+    pub fn wake_at(&self) -> Option<u64> {
+        let (copies, serving) = (self.copies.wake_at(), self.serving.wake_at());
+        copies.into_iter().chain(serving).min()
     }
 
     /// Store operations in flight.
@@ -172,6 +188,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             ShardEvent::Tick => {
                 self.service.tick(now_ns);
                 self.copies.tick(now_ns, &mut self.copy_out);
+                self.serve_copies(now_ns, out);
                 for conn in self.sessions.silent(now_ns) {
                     let reason = CloseReason::Silent;
                     out.push(ShardAction::Close { conn, reason });
@@ -180,13 +197,15 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             ShardEvent::LeaseLost => {
                 self.lease_held = false;
                 self.copies
-                    .fail(Status::NoLease, &mut self.copy_out, |_| true);
+                    .fail(now_ns, Status::NoLease, &mut self.copy_out, |_| true);
+                self.serve_none(Status::NoLease, out);
             }
             ShardEvent::LeaseHeld => self.lease_held = true,
             ShardEvent::Stop => {
                 if self.life == Life::Serving {
                     self.life = Life::Draining;
-                    self.copies.stop(&mut self.copy_out);
+                    self.copies.stop(now_ns, &mut self.copy_out);
+                    self.serve_none(Status::Stopping, out);
                 }
             }
         }
@@ -354,11 +373,15 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                 };
                 self.submit(op, request);
             }
-            CopyAction::Finished { order, result } => {
+            CopyAction::Finished {
+                order,
+                result,
+                held_back,
+            } => {
                 let Some(request) = self.pulls.remove(&order) else {
                     panic!("{order:?} finished but was never begun")
                 };
-                self.pulled(now, request, result, out);
+                self.pulled(request, result, held_back, out);
             }
         }
     }

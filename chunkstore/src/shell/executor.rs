@@ -1,6 +1,7 @@
 //! Executors: one thread per chosen core, each with its device descriptors and some shards.
 
 use super::blocking::{Access, FileDisk};
+use super::clock::now_ns;
 use super::device::Device;
 use super::pulse::Pulse;
 use super::queues::Queues;
@@ -33,6 +34,8 @@ pub(super) struct Plan {
 pub(super) struct Setting {
     pub(super) path: PathBuf,
     pub(super) probe: Option<PathBuf>,
+    /// Of one shard, bytes per second.
+    pub(super) copy_rate: Option<u64>,
     pub(super) shared: Arc<Shared>,
     pub(super) events: flume::Sender<Event>,
 }
@@ -129,7 +132,8 @@ async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
         let (store, report) = Store::open_on(&mut disk, &plan.place, limits, boot)
             .map_err(|error| format!("shard {index}: {error}"))?;
         tracing::info!(shard = index.0, ?report, "shard opened");
-        let core = ShardCore::new(plan.identity, store);
+        let mut core = ShardCore::new(plan.identity, store);
+        core.set_copy_rate(now_ns(), setting.copy_rate);
         let shard = Shard::new(core, device.clone(), queues, setting.shared.clone());
         let serving = shard.serve(plan.listeners, plan.commands);
         let serving = glommio::spawn_local_into(serving, queues.data)

@@ -44,6 +44,8 @@ pub struct Options {
     pub host: Option<String>,
     /// While the membership cannot be renewed.
     pub isolation: Isolation,
+    /// What mirrors may fetch from other nodes, and other nodes from here: bytes per second each.
+    pub copy_rate: Option<u64>,
 }
 
 /// What the parts of the process tell the main thread.
@@ -208,6 +210,10 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let setting = Setting {
         path: path.clone(),
         probe,
+        // Volumes spread evenly over shards, which share nothing.
+        copy_rate: options
+            .copy_rate
+            .map(|rate| (rate / u64::from(block.shard_count)).max(1)),
         shared: shared.clone(),
         events: events_in.clone(),
     };

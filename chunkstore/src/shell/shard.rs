@@ -27,6 +27,8 @@ const TURN_EVENTS_MAX: usize = 512;
 const QUEUE_EVENTS_MAX: usize = 2048;
 /// How often the core sees the time, and the lease is looked at, if nothing else happens.
 const TICK: Duration = Duration::from_millis(250);
+/// The core is woken no more often: buckets hold more than what comes meanwhile.
+const WAKE_MIN: Duration = Duration::from_millis(2);
 /// A tick that comes so late is worth a line: fronts take a node that says nothing for dead.
 const LATE: Duration = Duration::from_secs(1);
 /// A shard stops serving so long before its lease could have ended.
@@ -66,6 +68,8 @@ pub(super) struct Shard {
     peers: RefCell<BTreeMap<PeerId, Rc<Conn>>>,
     next_conn: Cell<u64>,
     lease_held: Cell<bool>,
+    /// A timer that wakes the core runs until then.
+    wakes_at: Cell<Option<u64>>,
     poisoned: Cell<bool>,
 }
 
@@ -89,6 +93,7 @@ impl Shard {
             peers: RefCell::default(),
             next_conn: Cell::new(1),
             lease_held: Cell::new(false),
+            wakes_at: Cell::new(None),
             poisoned: Cell::new(false),
         })
     }
@@ -138,12 +143,33 @@ impl Shard {
                 core.turn_end(now, &mut actions);
             }
             self.room.notify();
+            self.set_timer(now);
             if let Some(clean) = self.carry_out(&mut actions) {
                 return clean;
             }
             // Receivers and completions that are ready join the next turn, not one turn each.
             glommio::yield_if_needed().await;
         }
+    }
+
+    /// The core may want to be woken before the next tick.
+    fn set_timer(self: &Rc<Self>, now: u64) {
+        let Some(at) = self.core.borrow().wake_at() else {
+            return;
+        };
+        let wait = Duration::from_nanos(at.saturating_sub(now)).max(WAKE_MIN);
+        if wait >= TICK || self.wakes_at.get().is_some_and(|set| set <= at) {
+            return;
+        }
+        self.wakes_at.set(Some(at));
+        let shard = self.clone();
+        self.spawn(self.queues.data, async move {
+            glommio::timer::sleep(wait).await;
+            if shard.wakes_at.get() == Some(at) {
+                shard.wakes_at.set(None);
+                shard.push(ShardEvent::Tick);
+            }
+        });
     }
 
     /// Carry out the actions of a turn; `Some(clean)` once the shard has stopped.

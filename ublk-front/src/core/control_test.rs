@@ -11,7 +11,7 @@ use std::time::Duration;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::transition;
 use ukai_meta::{CommitError, JobRecord, KvVersion, MetaError, NodeHealth, ReplicaState};
-use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, Report, chunk_list};
+use ukai_proto::message::{ChunkRange, HeldBack, Pull, PullMode, Pulled, Report, chunk_list};
 use ukai_proto::{ChunkIndex, Frame, Generation, Header, NodeId, Opcode, Status};
 
 /// What the fakes hold and have seen.
@@ -38,6 +38,8 @@ pub(super) struct World {
     pub(super) map_moved: bool,
     pub(super) pulls: Vec<(PeerIndex, ChunkIndex, Pull)>,
     pub(super) pulls_answered: bool,
+    /// Answers copies so, as held back by its copy rate.
+    pub(super) held_back: Option<(PeerIndex, Status)>,
     /// Has no room for what is copied to it.
     full: Option<PeerIndex>,
     /// Sources with a bad sector in a chunk.
@@ -78,6 +80,12 @@ fn whole(map: &VolumeMap) -> bool {
     map.head.health.is_empty()
 }
 
+/// What [`World::held_back`] tells: the source is the slow one.
+const HELD: HeldBack = HeldBack {
+    at_target_ms: 5,
+    at_source_ms: 3000,
+};
+
 impl World {
     pub(super) fn new(map: VolumeMap) -> Self {
         let config = ControlConfig::new(VOLUME, holder());
@@ -99,6 +107,7 @@ impl World {
             map_moved: false,
             pulls: Vec::new(),
             pulls_answered: true,
+            held_back: None,
             full: None,
             bad: BTreeSet::new(),
             lists_kept: None,
@@ -298,6 +307,11 @@ impl World {
             Opcode::Pull if self.full == Some(peer) => {
                 return Some(Frame::new(header.reply(Status::NoSpace), Vec::new(), None));
             }
+            Opcode::Pull if self.held_back == Some((peer, Status::Busy)) => {
+                let mut reply = header.reply(Status::Busy);
+                reply.seq = HELD.to_seq();
+                return Some(Frame::new(reply, Vec::new(), None));
+            }
             // Hung: connected, and silent.
             Opcode::Settled if self.hung.contains(&peer) => return None,
             Opcode::Pull => {
@@ -328,7 +342,11 @@ impl World {
             }
             _ => Vec::new(),
         };
-        Some(Frame::new(header.reply(Status::Ok), list, None))
+        let mut reply = header.reply(Status::Ok);
+        if header.opcode == Opcode::Pull && self.held_back == Some((peer, Status::Ok)) {
+            reply.seq = HELD.to_seq();
+        }
+        Some(Frame::new(reply, list, None))
     }
 
     pub(super) fn pass(&mut self, time: Duration) {

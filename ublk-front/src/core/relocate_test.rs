@@ -171,6 +171,37 @@ fn batches_follow_the_rate_and_the_order() {
 }
 
 #[test]
+fn the_node_whose_copy_rate_binds_is_named() {
+    let mut world = world();
+    world.held_back = Some((PEER_C, Status::Busy));
+    world.begin(job());
+    world.pass(Duration::from_secs(30));
+    // Given again with each tick, and no failure, however often.
+    assert_eq!(world.limited_by(), "copy rate of node a");
+    assert_eq!(world.count_in(C, InSync), 0);
+    assert_eq!(world.copied_sectors(), 0);
+    assert!(world.core.status().sync.is_some(), "it has not stopped");
+    world.held_back = Some((PEER_C, Status::Ok));
+    for _ in 0..100 {
+        world.pass(50 * MS);
+        if world.job_state().is_ended() {
+            break;
+        }
+        assert_eq!(world.limited_by(), "copy rate of node a");
+    }
+    assert!(world.is_moved());
+
+    let mut limited = job();
+    limited.limits.rate_bytes_per_s = Some(1 << 20);
+    let mut world = self::world();
+    world.held_back = Some((PEER_C, Status::Ok));
+    world.begin(limited);
+    world.pass(300 * MS);
+    world.pass(300 * MS);
+    assert_eq!(world.limited_by(), "rate", "the job's own");
+}
+
+#[test]
 fn a_pause_stands_still_and_a_cancellation_gives_up_what_joins() {
     let mut world = world();
     world.pulls_answered = false;

@@ -1,7 +1,9 @@
 //! What comes back to an order: states, pieces, stored sectors.
 
 use super::decide::{Piece, cut, takes_bad};
-use super::{Asked, Copies, CopyAction, OrderId, PieceId, Window, put};
+use super::{
+    Asked, Copies, CopyAction, OrderId, PieceId, REFUSED_MAX_NS, REFUSED_MIN_NS, Window, put,
+};
 use crate::core::event::PeerId;
 use ukai_proto::crc::crc32c;
 use ukai_proto::limits::SECTOR_BYTES;
@@ -18,7 +20,7 @@ impl<B: Buffer> Copies<B> {
         out: &mut Vec<CopyAction<B>>,
     ) {
         match states {
-            Err(status) => self.finish(id, Err(status), out),
+            Err(status) => self.finish(now, id, Err(status), out),
             Ok(states) => self.window_states(now, id, states, false),
         }
         self.advance(now, out);
@@ -66,11 +68,11 @@ impl<B: Buffer> Copies<B> {
         if let Some(order) = self.orders.get_mut(&id)
             && order.in_flight.remove(&piece).is_some()
         {
-            self.pieces_in_flight -= 1;
+            self.pieces_in_flight[usize::from(order.paced)] -= 1;
             order.progress_at = now;
             match applied {
                 Ok(applied) => order.result.sectors_copied += u32::from(applied),
-                Err(status) => self.finish(id, Err(status), out),
+                Err(status) => self.finish(now, id, Err(status), out),
             }
         }
         self.advance(now, out);
@@ -86,14 +88,14 @@ impl<B: Buffer> Copies<B> {
     ) {
         self.peers.heard(now, peer);
         if !frame.header.flags.has(Flags::REPLY) {
-            self.give_up(peer, out);
+            self.give_up(now, peer, out);
         } else if !self.peers.is_ready(peer) {
             if !self.peers.greeted(&self.identity, peer, &frame, out) {
-                self.give_up(peer, out);
+                self.give_up(now, peer, out);
             }
         } else if let Some((asked_of, asked)) = self.asked.remove(&frame.header.tag) {
             if asked_of != peer {
-                self.give_up(peer, out);
+                self.give_up(now, peer, out);
             } else {
                 self.answer(now, asked, frame, out);
             }
@@ -106,11 +108,31 @@ impl<B: Buffer> Copies<B> {
         let Some(order) = self.orders.get_mut(&id) else {
             return;
         };
+        if let (Status::Busy, Asked::Read(_, piece_id), true) =
+            (frame.header.status, asked, order.paced)
+        {
+            if let Some(piece) = order.in_flight.remove(&piece_id) {
+                self.pieces_in_flight[1] -= 1;
+                if let Some(bucket) = &mut self.rate {
+                    bucket.give_back(u64::from(piece.count) * SECTOR_BYTES as u64);
+                }
+                order.todo.push_front(piece);
+                let wait = frame.header.seq.0.clamp(REFUSED_MIN_NS, REFUSED_MAX_NS);
+                let again_at = now.saturating_add(wait);
+                order.waits.source_ns += again_at - order.waits.again_at.clamp(now, again_at);
+                order.waits.again_at = again_at;
+            }
+            return;
+        }
         if frame.header.status != Status::Ok {
-            self.finish(id, Err(Status::PeerFailed), out);
+            self.finish(now, id, Err(Status::PeerFailed), out);
             return;
         }
         order.progress_at = now;
+        if let (Asked::Read(..), true) = (asked, order.paced) {
+            let held_ns = frame.header.seq.0;
+            order.waits.source_ns = order.waits.source_ns.max(held_ns);
+        }
         let expected = match asked {
             Asked::List(_) => order.window.as_ref().map(|window| window.count),
             Asked::Read(_, piece) => order.in_flight.get(&piece).map(|piece| piece.count),
@@ -119,18 +141,19 @@ impl<B: Buffer> Copies<B> {
             .and_then(|count| read_sector_states(&frame.aux, count).ok())
             .map(|(_, states)| states.collect::<Vec<_>>());
         let Some(states) = states else {
-            self.finish(id, Err(Status::PeerFailed), out);
+            self.finish(now, id, Err(Status::PeerFailed), out);
             return;
         };
         match asked {
             Asked::List(_) => self.window_states(now, id, states, true),
-            Asked::Read(_, piece) => self.fetched(id, piece, states, frame.data, out),
+            Asked::Read(_, piece) => self.fetched(now, id, piece, states, frame.data, out),
         }
     }
 
     /// A piece arrived from the source.
     fn fetched(
         &mut self,
+        now: u64,
         id: OrderId,
         piece_id: PieceId,
         states: Vec<SectorState>,
@@ -145,7 +168,7 @@ impl<B: Buffer> Copies<B> {
         };
         let states = as_copied(order.pull.mode, states);
         if !payload_matches(&states, data.as_ref()) {
-            self.finish(id, Err(Status::PeerFailed), out);
+            self.finish(now, id, Err(Status::PeerFailed), out);
             return;
         }
         let mode = order.pull.mode;
@@ -154,7 +177,7 @@ impl<B: Buffer> Copies<B> {
             // Found bad only when it was read. Fetch what lies around it anew.
             let (piece, mut at) = (piece.clone(), piece.sector.0);
             order.in_flight.remove(&piece_id);
-            self.pieces_in_flight -= 1;
+            self.pieces_in_flight[usize::from(order.paced)] -= 1;
             for run in states.chunk_by(|a, b| is_lost(a) == is_lost(b)) {
                 #[allow(clippy::cast_possible_truncation)] // a part of piece.count
                 let count = run.len() as u16;

@@ -6,7 +6,7 @@ use crate::core::{COPY_STALL_NS, PEER_IDLE_NS, PULLS_MAX};
 use proptest::prelude::*;
 use ukai_proto::message::{Pull, PullMode, Pulled, SectorState};
 
-fn order(mode: PullMode, ceiling: u64) -> Vec<u8> {
+pub(super) fn order(mode: PullMode, ceiling: u64) -> Vec<u8> {
     Pull {
         source: NodeId([2; 16]),
         source_boot: BootId([2; 16]),
@@ -18,14 +18,14 @@ fn order(mode: PullMode, ceiling: u64) -> Vec<u8> {
     .encode()
 }
 
-fn fenced() -> Pair {
+pub(super) fn fenced() -> Pair {
     let mut pair = Pair::new();
     pair.target.fence(1, 1);
     pair.source.fence(1, 1);
     pair
 }
 
-fn pull_header(sector: u16, count: u16) -> Header {
+pub(super) fn pull_header(sector: u16, count: u16) -> Header {
     Header {
         generation: Generation(1),
         ..ranged(Opcode::Pull, 1, sector, count)

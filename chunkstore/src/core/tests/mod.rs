@@ -2,6 +2,7 @@
 #![allow(clippy::cast_possible_truncation)] // test data is small
 
 mod copy;
+mod copy_rate;
 mod fake;
 mod fence;
 mod reports;

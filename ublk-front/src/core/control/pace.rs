@@ -6,6 +6,7 @@
 
 use crate::core::api::Now;
 use std::time::Duration;
+use ukai_proto::bucket::{Bucket, burst_bytes};
 
 /// Between evaluations.
 pub(super) const EVERY: Duration = Duration::from_millis(250);
@@ -34,65 +35,8 @@ const COMFORT_PERCENT: u64 = 85;
 /// One PULL of a job: more would stand before too many of the guest's requests.
 pub(super) const PIECE_BYTES_MAX: u64 = MIB;
 const PIECE_BYTES_MIN: u64 = 128 << 10;
-/// What may come at once: an eighth of a second's worth, for ticks that come late.
-const BURST_PER_SECOND: u64 = 8;
-const BURST_BYTES_MAX: u64 = 32 * MIB;
 /// The loop's rate without a limit of any kind.
 const UNLIMITED: u64 = u64::MAX / (1 << 20);
-
-const NANOS: u128 = 1_000_000_000;
-
-/// Tokens are bytes: those taken in any span of time are at most `rate * span + burst`, and what
-/// was given back in it.
-#[derive(Clone, Debug)]
-pub(super) struct Bucket {
-    rate: u64,
-    burst: u64,
-    /// Bytes times nanoseconds per second: exact, whatever the ticks.
-    level: u128,
-    at: Now,
-}
-
-impl Bucket {
-    pub(super) fn new(now: Now, rate: u64, burst: u64) -> Self {
-        Self {
-            rate,
-            burst,
-            level: 0,
-            at: now,
-        }
-    }
-
-    fn full(&self) -> u128 {
-        u128::from(self.burst) * NANOS
-    }
-
-    fn refill(&mut self, now: Now) {
-        let came = now.since(self.at).as_nanos() * u128::from(self.rate);
-        self.level = self.level.saturating_add(came).min(self.full());
-        self.at = self.at.max(now);
-    }
-
-    pub(super) fn set(&mut self, now: Now, rate: u64, burst: u64) {
-        self.refill(now);
-        (self.rate, self.burst) = (rate, burst);
-        self.level = self.level.min(self.full());
-    }
-
-    pub(super) fn take(&mut self, now: Now, bytes: u64) -> bool {
-        self.refill(now);
-        let wanted = u128::from(bytes) * NANOS;
-        let there = self.level >= wanted;
-        if there {
-            self.level -= wanted;
-        }
-        there
-    }
-
-    pub(super) fn give_back(&mut self, bytes: u64) {
-        self.level = (self.level + u128::from(bytes) * NANOS).min(self.full());
-    }
-}
 
 /// What keeps copies from going faster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,7 +85,7 @@ impl Pace {
             budget: None,
             floor: RATE_MIN,
             rate: UNLIMITED,
-            bucket: Bucket::new(now, 0, 0),
+            bucket: Bucket::new(now.0, 0, 0),
             evaluate_at: now,
             counts_from: now,
             starved: false,
@@ -180,8 +124,7 @@ impl Pace {
 
     fn open(&mut self, now: Now) {
         self.rate = self.bounded(self.rate);
-        let burst = (self.rate / BURST_PER_SECOND).clamp(PIECE_BYTES_MAX, BURST_BYTES_MAX);
-        self.bucket.set(now, self.rate, burst);
+        self.bucket.set(now.0, self.rate, burst_bytes(self.rate));
     }
 
     #[cfg(test)]
@@ -242,7 +185,7 @@ impl Pace {
     }
 
     pub(super) fn take(&mut self, now: Now, bytes: u64) -> bool {
-        let there = self.bucket.take(now, bytes);
+        let there = self.bucket.take(now.0, bytes);
         self.starved |= !there;
         there
     }
@@ -256,8 +199,8 @@ impl Pace {
         let free = self.rate < self.cap.unwrap_or(UNLIMITED);
         match (self.was_starved, self.budget.is_some() && free) {
             (true, true) => Limit::Guest,
-            (true, false) => Limit::Rate,
-            (false, _) => Limit::Nodes,
+            (true, false) if self.cap.is_some() => Limit::Rate,
+            _ => Limit::Nodes,
         }
     }
 }
@@ -270,64 +213,6 @@ impl Pace {
 )] // a model
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        /// Over every window, whatever was asked for and however often the rate changed below the cap.
-        #[test]
-        fn never_more_than_rate_and_burst(
-            cap in 1u64..1 << 30,
-            burst in 1u64..1 << 24,
-            steps in prop::collection::vec((0u64..200_000_000, 0u64..1 << 22, 0u64..4), 1..200),
-        ) {
-            let mut bucket = Bucket::new(Now(0), cap, burst);
-            let (mut now, mut taken) = (Now(0), Vec::new());
-            for (pause, bytes, slower) in steps {
-                now = Now(now.0 + pause);
-                bucket.set(now, cap >> slower, burst);
-                if bucket.take(now, bytes) {
-                    taken.push((now, bytes));
-                }
-            }
-            for first in 0..taken.len() {
-                let mut sum = 0u128;
-                for (at, bytes) in &taken[first..] {
-                    sum += u128::from(*bytes);
-                    let span = at.since(taken[first].0).as_nanos();
-                    let may = span * u128::from(cap) / NANOS + u128::from(burst);
-                    prop_assert!(sum <= may, "{} in {} ns, {} allowed", sum, span, may);
-                }
-            }
-        }
-
-        #[test]
-        fn what_is_given_back_fills_no_more_than_the_burst(
-            steps in prop::collection::vec((0u64..50_000_000, 1u64..1 << 20), 1..100),
-        ) {
-            let mut bucket = Bucket::new(Now(0), 1 << 20, 1 << 20);
-            let mut now = Now(0);
-            for (pause, bytes) in steps {
-                now = Now(now.0 + pause);
-                if bucket.take(now, bytes) {
-                    bucket.give_back(bytes);
-                }
-                prop_assert!(bucket.level <= bucket.full());
-            }
-        }
-    }
-
-    #[test]
-    fn a_late_tick_loses_nothing() {
-        let mut bucket = Bucket::new(Now(0), 100 * MIB, 100 * MIB / 8);
-        let (mut now, mut bytes) = (Now(0), 0);
-        while now < Now(10_000_000_000) {
-            now = now.after(Duration::from_millis(60));
-            while bucket.take(now, MIB) {
-                bytes += MIB;
-            }
-        }
-        assert!((980 * MIB..=1013 * MIB).contains(&bytes), "{bytes}");
-    }
 
     /// A device that guest and copies share, as an M/M/1 queue: p99 = ln(100) * service / (1 - load).
     struct Shared {

@@ -5,7 +5,7 @@
 //! that the next one could miss. Filling is `sync`'s work, as after an outage; resyncs after outages go first.
 
 use super::change::Purpose;
-use super::pace::{self, Pace, Seen};
+use super::pace::{self, Limit, Pace, Seen};
 use super::{ControlCore, sync};
 use crate::core::api::{ControlAction, Now};
 use std::collections::VecDeque;
@@ -33,6 +33,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const NODES_EVERY: Duration = Duration::from_secs(5);
 /// How long the guest's own latency is measured before copies begin, if the budget is relative to it.
 const BASE_TIME: Duration = Duration::from_secs(3);
+/// That a node's copy rate held a copy back is told for so long, or as long as it did: answers are rarer then.
+const HELD_TOLD: Duration = Duration::from_secs(2);
 /// The rate that is told is that of the last so many evaluations, 4 s.
 const METER_LEN: usize = 17;
 
@@ -72,6 +74,8 @@ pub(super) struct Relocation {
     /// Chunks that had been copied before this front began.
     copied_before: Option<u64>,
     meter: VecDeque<(Now, u64)>,
+    /// Whose copy rate held copies back, and until when that is worth telling.
+    held_by: Option<(NodeId, Now)>,
 }
 
 impl Default for Relocation {
@@ -95,6 +99,7 @@ impl Default for Relocation {
             copied_bytes: 0,
             copied_before: None,
             meter: VecDeque::new(),
+            held_by: None,
         }
     }
 }
@@ -199,6 +204,15 @@ impl Relocation {
     pub(super) fn piece_sectors(&self) -> u16 {
         let sectors = self.pace.piece_bytes() / SECTOR_BYTES as u64;
         u16::try_from(sectors).unwrap_or(u16::MAX)
+    }
+
+    /// A copy has ended that waited so many milliseconds for the copy rates of its nodes.
+    pub(super) fn held_back(&mut self, now: Now, waits: [(NodeId, u32); 2]) {
+        let longest = waits.into_iter().max_by_key(|(_, ms)| *ms);
+        if let Some((node, ms)) = longest.filter(|(_, ms)| *ms > 0) {
+            let telling = HELD_TOLD.max(Duration::from_millis(ms.into()));
+            self.held_by = Some((node, now.after(telling)));
+        }
     }
 
     /// A copy that was asked for has ended.
@@ -481,6 +495,7 @@ impl ControlCore {
         let relocation = &mut self.relocation;
         relocation.guest = seen;
         relocation.pace.evaluate(now, seen);
+        relocation.held_by = relocation.held_by.filter(|(_, until)| now < *until);
         relocation.meter.push_back((now, relocation.copied_bytes));
         if relocation.meter.len() > METER_LEN {
             relocation.meter.pop_front();
@@ -562,7 +577,10 @@ impl ControlCore {
             _ if matches!(relocation.base, Base::Measuring(_)) => {
                 "measuring the guest's latency first".into()
             }
-            _ => relocation.pace.limit_that_binds().text().into(),
+            _ => match (relocation.pace.limit_that_binds(), relocation.held_by) {
+                (Limit::Nodes, Some((node, _))) => format!("copy rate of node {}", self.name(node)),
+                (limit, _) => limit.text().into(),
+            },
         }
     }
 }

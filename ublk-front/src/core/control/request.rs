@@ -6,8 +6,8 @@ use crate::core::api::{ControlAction, ControlError, Now, PeerIndex};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use ukai_proto::message::{
-    ChunkRange, PULL_ADDRESS_BYTES_MAX, PULL_ADDRESSES_MAX, Pull, PullMode, Pulled, chunk_ranges,
-    read_chunk_list,
+    ChunkRange, HeldBack, PULL_ADDRESS_BYTES_MAX, PULL_ADDRESSES_MAX, Pull, PullMode, Pulled,
+    chunk_ranges, read_chunk_list,
 };
 use ukai_proto::{
     ChunkIndex, Flags, Frame, Header, NodeId, Opcode, SectorInChunk, Seq, Status, Version,
@@ -378,7 +378,13 @@ impl ControlCore {
             Want::List { job, .. } | Want::Copy { job, .. } | Want::SyncFlush { job }
                 if !self.is_sync_job(job) => {}
             Want::List { source, .. } => self.listed(now, peer, source, result, header, out),
-            Want::Copy { part, .. } => self.chunk_copied(now, part, result, out),
+            Want::Copy { part, .. } => {
+                let held_back = match result {
+                    Ok(_) | Err(Status::Busy) => HeldBack::from_seq(header.seq),
+                    Err(_) => HeldBack::default(),
+                };
+                self.chunk_copied(now, part, result, held_back, out);
+            }
             Want::SyncFlush { .. } => self.target_flushed(now, result.is_ok(), out),
             Want::Repair {
                 source,

@@ -10,10 +10,11 @@ use super::ControlCore;
 use super::request::Want;
 use crate::core::api::{ControlAction, Now, PeerIndex};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use ukai_meta::transition::{self, Change, MapUpdate, TransitionError};
 use ukai_meta::{NodeHealth, ReplicaState};
 use ukai_proto::limits::SECTOR_BYTES;
-use ukai_proto::message::{ChunkRange, PullMode, Pulled, read_chunk_list};
+use ukai_proto::message::{ChunkRange, HeldBack, PullMode, Pulled, read_chunk_list};
 use ukai_proto::{
     ChunkIndex, Flags, Generation, Header, NodeId, Opcode, SectorInChunk, Seq, Status, Version,
 };
@@ -32,6 +33,8 @@ const FAILURES_MAX: u32 = 16;
 const BAD_TRIES: u32 = 4;
 /// Chunks of which that is remembered.
 const BAD_CHUNKS_MAX: usize = 1024;
+/// An order that waited in vain for copy rates is given again after so long; nodes that answer so at once are not flooded.
+const HELD_PAUSE: Duration = Duration::from_millis(250);
 /// Passes before a job that never finds equality pauses: something is wrong with the replica.
 const PASSES_MAX: u32 = 8;
 
@@ -92,6 +95,8 @@ pub(super) struct Sync {
     bad: BTreeSet<(ChunkIndex, NodeId)>,
     passes: u32,
     failures: u32,
+    /// Nodes answered that they are busy with copies.
+    again_at: Now,
     pub(super) chunks_total: u64,
     pub(super) chunks_done: u64,
     pub(super) sectors_copied: u64,
@@ -113,6 +118,7 @@ impl Sync {
             bad: BTreeSet::new(),
             passes: 0,
             failures: 0,
+            again_at: Now(0),
             chunks_total: 0,
             chunks_done: 0,
             sectors_copied: 0,
@@ -367,7 +373,7 @@ impl ControlCore {
             } else {
                 COPY_WINDOW
             };
-            if sync.out.len() >= window {
+            if sync.out.len() >= window || now < sync.again_at {
                 return;
             }
             let Some(mut part) = sync.todo.pop_first() else {
@@ -452,6 +458,7 @@ impl ControlCore {
         now: Now,
         part: Part,
         result: Result<&[u8], Status>,
+        held_back: HeldBack,
         out: &mut Vec<ControlAction>,
     ) {
         let chunk_sectors = self.map().chunk_sectors();
@@ -461,6 +468,15 @@ impl ControlCore {
             return; // of an earlier job
         };
         let (chunk, paced) = (part.chunk, sync.paced);
+        if paced {
+            self.relocation.held_back(
+                now,
+                [
+                    (sync.node, held_back.at_target_ms),
+                    (source, held_back.at_source_ms),
+                ],
+            );
+        }
         match result.map(Pulled::decode) {
             Ok(Ok(pulled)) => {
                 sync.sectors_copied += u64::from(pulled.sectors_copied);
@@ -494,6 +510,11 @@ impl ControlCore {
                     self.repair_range(now, (chunk, range), source, None, out);
                     self.bad_at_source(chunk);
                 }
+            }
+            // The nodes are busy with copies, of others too: no fault of anybody.
+            Err(Status::Busy) if held_back.is_any() => {
+                sync.todo.insert(part);
+                sync.again_at = now.after(HELD_PAUSE);
             }
             failed => {
                 sync.todo.insert(part);
