@@ -20,13 +20,15 @@ use ukai_meta::memory::MemoryStore;
 use ukai_meta::transition::NewVolume;
 use ukai_meta::{Durability, NodeLive, NodeRecord, PlaceRule};
 use ukai_proto::header::PROTOCOL;
-use ukai_proto::message::{Pull, PullMode, Pulled};
+use ukai_proto::message::{HeldBack, Pull, PullMode, Pulled};
 use ukai_proto::{BootId, Frame, Header, Incarnation, NodeId, Opcode, ShardIndex, Status};
 
 /// A running node.
 pub(crate) struct Process {
     shards: Vec<ShardCore<Vec<u8>, SeamStore>>,
     turn_due: Vec<bool>,
+    /// Of each shard: when its timer wakes it.
+    wakes_at: Vec<Option<u64>>,
     /// Connections of the copy engine.
     peers: BTreeMap<(u16, u64), LinkId>,
     pub(crate) session: MemoryStore,
@@ -209,6 +211,7 @@ impl World {
         }
         let session = self.meta.session();
         let (canary, marks) = (self.options.canary, &self.marks);
+        let copy_rate = self.swarm.copy_rate;
         let serving = self.serving_front();
         let node = &mut self.nodes[index];
         node.planned = Planned::default();
@@ -247,7 +250,9 @@ impl World {
                         shard_count: block.shard_count,
                         incarnation,
                     };
-                    shards.push(ShardCore::new(identity, store));
+                    let mut core = ShardCore::new(identity, store);
+                    core.set_copy_rate(now, copy_rate);
+                    shards.push(core);
                 }
                 Ok((shards, incarnation))
             });
@@ -268,9 +273,11 @@ impl World {
         assert!(registered.is_ok(), "a node registers: {registered:?}");
         node.has_run = true;
         let turn_due = vec![false; shards.len()];
+        let wakes_at = vec![None; shards.len()];
         node.process = Some(Process {
             shards,
             turn_due,
+            wakes_at,
             peers: BTreeMap::new(),
             session,
             incarnation,
@@ -403,8 +410,22 @@ impl World {
         };
         process.turn_due[usize::from(shard)] = false;
         let mut out = Vec::new();
-        process.shards[usize::from(shard)].turn_end(now, &mut out);
+        let core = &mut process.shards[usize::from(shard)];
+        core.turn_end(now, &mut out);
+        // The shell's timer: it wakes no more often.
+        let wakes_at = core.wake_at().map(|at| at.max(now + 2 * MS));
+        let timer = &mut process.wakes_at[usize::from(shard)];
+        if let Some(at) = wakes_at.filter(|at| timer.is_none_or(|set| set <= now || *at < set)) {
+            *timer = Some(at);
+            self.queue.push(at, Event::ShardWake { node, epoch, shard });
+        }
         self.carry_out(node, shard, out);
+    }
+
+    pub(crate) fn shard_wake(&mut self, node: NodeIndex, epoch: u64, shard: u16) {
+        if self.nodes[node].epoch == epoch {
+            self.shard_event(node, shard, ShardEvent::Tick);
+        }
     }
 
     pub(crate) fn node_tick(&mut self, node: NodeIndex, epoch: u64) {
@@ -627,6 +648,9 @@ impl World {
             }
             (Opcode::Pull, Status::Ok) => {
                 self.mark_pulled(pull, &frame.aux);
+                if pull.is_some() && HeldBack::from_seq(frame.header.seq).is_any() {
+                    self.mark(Mark::CopyHeldBack);
+                }
                 return;
             }
             _ => return,

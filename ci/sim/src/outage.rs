@@ -250,7 +250,8 @@ impl World {
             Event::PeerConnect { node: n, .. }
             | Event::ConnOpened { node: n, .. }
             | Event::NodeTurn { node: n, .. }
-            | Event::NodeTick { node: n, .. } => node(*n),
+            | Event::NodeTick { node: n, .. }
+            | Event::ShardWake { node: n, .. } => node(*n),
             Event::Connect { front: f, .. }
             | Event::Order { front: f, .. }
             | Event::Report { front: f, .. }

@@ -50,9 +50,14 @@ pub(crate) struct Swarm {
     /// Slots of each shard of nodes that are too small for the volume; by node, then for those that come in place of
     /// wiped ones there is room.
     pub(crate) small: Vec<Option<u64>>,
+    /// Bytes per second that mirrors may move to each shard, and from it (`--copy-rate`).
+    pub(crate) copy_rate: Option<u64>,
     /// Fronts tell nodes of heat.
     pub(crate) reports: bool,
 }
+
+/// Seeds whose nodes have a copy rate, in percent.
+const COPY_RATE_PERCENT: u32 = 20;
 
 fn percent(rng: &mut impl Rng, chance: u32) -> bool {
     rng.random_range(0..100) < chance
@@ -100,6 +105,8 @@ impl Swarm {
                 .collect();
         }
         swarm.reports = percent(later, REPORTS_PERCENT);
+        swarm.copy_rate =
+            percent(later, COPY_RATE_PERCENT).then(|| later.random_range(32 << 10..1 << 20));
         swarm
     }
 
@@ -150,6 +157,7 @@ impl Swarm {
             lost_watch_in_256: if percent(rng, 30) { 96 } else { 0 },
             isolated_refuse: percent(rng, 30),
             small: Vec::new(),
+            copy_rate: None,
             reports: false,
         }
     }

@@ -63,6 +63,8 @@ marks! {
     IntentRolledForward = "intent rolled forward",
     /// A bad sector took a good replica's content.
     RepairDone = "repair done",
+    /// The copy rate of a node made a copy wait.
+    CopyHeldBack = "copy held back",
     /// A guest's read met a bad sector (and had to be served from another replica).
     BadSectorAnswered = "bad sector answered",
     /// I/O waited for the only in-sync replica.

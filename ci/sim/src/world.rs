@@ -77,6 +77,12 @@ pub(crate) enum Event {
     },
     /// A second passed for a node.
     NodeTick { node: NodeIndex, epoch: u64 },
+    /// A shard's copies may go on.
+    ShardWake {
+        node: NodeIndex,
+        epoch: u64,
+        shard: u16,
+    },
     /// A node's process starts.
     NodeStart { node: NodeIndex },
     /// Control's order reaches a lane.
@@ -318,6 +324,7 @@ impl World {
             Event::DiskDone { node, epoch } => self.disk_done(node, epoch),
             Event::NodeTurn { node, epoch, shard } => self.node_turn(node, epoch, shard),
             Event::NodeTick { node, epoch } => self.node_tick(node, epoch),
+            Event::ShardWake { node, epoch, shard } => self.shard_wake(node, epoch, shard),
             Event::NodeStart { node } => self.start_node(node),
             Event::Order { front, lane, order } => self.order_arrives(front, lane, order),
             Event::Report {
