@@ -1,8 +1,8 @@
 //! Filling joining replicas: after an outage (only what was written since), or at a new location.
 //!
 //! One node at a time. Every chunk is copied by a PULL in mirror mode, ordered at the target (for a
-//! relocation job by several, as its pace allows); passes go on
-//! over what still differed until one finds no difference at or below the ceiling. Since
+//! relocation job by several, as its pace allows). What differed is looked at again at once, until
+//! nothing differs at or below the ceiling: looked at after everything else, the copy would rest for as long as that takes. Since
 //! lanes wait for joining replicas as for in-sync ones, nothing can come apart again between that
 //! and the transaction (I3).
 
@@ -35,8 +35,8 @@ const BAD_TRIES: u32 = 4;
 const BAD_CHUNKS_MAX: usize = 1024;
 /// An order that waited in vain for copy rates is given again after so long; nodes that answer so at once are not flooded.
 const HELD_PAUSE: Duration = Duration::from_millis(250);
-/// Passes before a job that never finds equality pauses: something is wrong with the replica.
-const PASSES_MAX: u32 = 8;
+/// Looks at a part that never becomes equal before the job pauses: something is wrong with the replica.
+const LOOKS_MAX: u32 = 8;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Stage {
@@ -88,12 +88,12 @@ pub(super) struct Sync {
     /// Joining at its start by the map itself (not by health): what may be promoted.
     ranges: Vec<ChunkRange>,
     todo: BTreeSet<Part>,
-    redo: BTreeSet<Part>,
+    /// How often a part of `todo` or `out` was found to differ.
+    differed: BTreeMap<Part, u32>,
     /// Being copied, from where, and under which generation.
     out: BTreeMap<Part, (NodeId, Generation)>,
     /// Sources with bad sectors that the target lacks: another one must have them.
     bad: BTreeSet<(ChunkIndex, NodeId)>,
-    passes: u32,
     failures: u32,
     /// Nodes answered that they are busy with copies.
     again_at: Now,
@@ -113,10 +113,9 @@ impl Sync {
             ceiling: Version::ZERO,
             ranges: Vec::new(),
             todo: BTreeSet::new(),
-            redo: BTreeSet::new(),
+            differed: BTreeMap::new(),
             out: BTreeMap::new(),
             bad: BTreeSet::new(),
-            passes: 0,
             failures: 0,
             again_at: Now(0),
             chunks_total: 0,
@@ -378,7 +377,7 @@ impl ControlCore {
             }
             let Some(mut part) = sync.todo.pop_first() else {
                 if sync.out.is_empty() {
-                    self.pass_over(now, out);
+                    self.all_equal(now, out);
                 }
                 return;
             };
@@ -481,11 +480,20 @@ impl ControlCore {
             Ok(Ok(pulled)) => {
                 sync.sectors_copied += u64::from(pulled.sectors_copied);
                 let is_last = u32::from(part.sector.0) + u32::from(part.count) >= chunk_sectors;
-                if sync.passes == 0 && is_last {
+                let is_first = !sync.differed.contains_key(&part);
+                if is_first && is_last {
                     sync.chunks_done += 1;
                 }
                 if pulled.sectors_copied > 0 {
-                    sync.redo.insert(part);
+                    let times = sync.differed.entry(part).or_default();
+                    *times += 1;
+                    if *times > LOOKS_MAX {
+                        self.sync_failed(now, out);
+                        return;
+                    }
+                    sync.todo.insert(part);
+                } else {
+                    sync.differed.remove(&part);
                 }
                 if paced {
                     let copied = u64::from(pulled.sectors_copied.min(part.count.into()));
@@ -499,7 +507,6 @@ impl ControlCore {
                 if pulled.sectors_bad > 0 {
                     // Not proven equal (I3): what the source cannot give may be old or missing here.
                     sync.bad.insert((chunk, source));
-                    sync.redo.remove(&part);
                     sync.todo.insert(part);
                     let bad = pulled.sectors_bad;
                     let name = self.name(source);
@@ -520,11 +527,10 @@ impl ControlCore {
                 sync.todo.insert(part);
                 // What a relocation removes elsewhere meanwhile makes new generations: no fault of anybody.
                 let overtaken = matches!(failed, Err(Status::StaleMap)) && asked < generation;
-                if !(paced && overtaken) {
-                    sync.failures += 1;
-                }
+                let is_fault = !(paced && overtaken);
+                sync.failures += u32::from(is_fault);
                 let (node, give_up) = (sync.node, sync.failures > FAILURES_MAX);
-                if let Err(status) = failed {
+                if let (Err(status), true) = (failed, is_fault) {
                     let text = format!(
                         "node {}: a chunk cannot be copied: {status}",
                         self.name(node)
@@ -550,22 +556,11 @@ impl ControlCore {
         }
     }
 
-    /// Everything of this pass was compared: again over what differed, until nothing does.
-    fn pass_over(&mut self, now: Now, out: &mut Vec<ControlAction>) {
-        let Some(sync) = &mut self.sync else { return };
-        if sync.redo.is_empty() {
-            let last = self.seq.last();
-            self.sync_stage(Stage::Settling { last });
-            self.flush_target(now, last, out);
-            return;
-        }
-        sync.passes += 1;
-        if sync.passes > PASSES_MAX {
-            self.sync_failed(now, out);
-            return;
-        }
-        sync.todo = std::mem::take(&mut sync.redo);
-        self.copy_more(now, out);
+    /// Everything was compared, and found equal.
+    fn all_equal(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        let last = self.seq.last();
+        self.sync_stage(Stage::Settling { last });
+        self.flush_target(now, last, out);
     }
 
     /// The target has what the copies left out: all that is left is to make it durable there.
