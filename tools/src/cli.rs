@@ -18,7 +18,7 @@ use std::path::PathBuf;
     after_help = "Exit codes: 0 done; 1 refused or failed; 2 malformed command line, size, range or name; \
                   3 metadata store unreachable; 4 no such volume, node or file; \
                   5 in use (name taken, attached, changed by someone else meanwhile); \
-                  6 a scrub left faults as they are.\n\
+                  6 a scrub left faults as they are; 7 interrupted while looking on, the work goes on.\n\
                   Sizes: 10GiB, 1.5TiB, 4096 (bytes). Ranges: 0-64GiB (end not included), 64GiB- (to the end), \
                   chunks:0-15 (both included), all."
 )]

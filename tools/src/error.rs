@@ -10,6 +10,7 @@
 //! | 4 | no such volume, node, site or file |
 //! | 5 | in use: name taken, volume attached, or someone else changed it at the same time |
 //! | 6 | a scrub found faults that are not repaired |
+//! | 7 | whoever looked on was interrupted; what was begun goes on |
 
 use std::fmt;
 use ukai_meta::{CommitError, MetaError};
@@ -23,6 +24,7 @@ pub(crate) enum Kind {
     NotFound = 4,
     Busy = 5,
     Damaged = 6,
+    Left = 7,
 }
 
 impl Kind {
@@ -34,6 +36,7 @@ impl Kind {
             Self::NotFound => "not-found",
             Self::Busy => "busy",
             Self::Damaged => "damaged",
+            Self::Left => "left",
         }
     }
 }
@@ -79,6 +82,10 @@ impl ToolError {
 
     pub(crate) fn damaged(what: impl Into<String>) -> Self {
         Self::new(Kind::Damaged, what)
+    }
+
+    pub(crate) fn left(what: impl Into<String>) -> Self {
+        Self::new(Kind::Left, what)
     }
 
     /// The advice; replaces an earlier, more general one.

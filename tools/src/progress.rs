@@ -12,7 +12,9 @@ impl Progress {
             return Self(ProgressBar::hidden());
         }
         let bar = ProgressBar::new(total);
-        if let Ok(style) = ProgressStyle::with_template("{msg} [{wide_bar}] {percent}% {elapsed}") {
+        if let Ok(style) =
+            ProgressStyle::with_template("[{bar:20}] {percent:>3}% {elapsed} {wide_msg}")
+        {
             bar.set_style(style.progress_chars("=> "));
         }
         bar.set_message(what.to_owned());

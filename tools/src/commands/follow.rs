@@ -6,7 +6,7 @@ use crate::cli::Relocate;
 use crate::context::Context;
 use crate::error::{Result, ToolError};
 use crate::jobs::explicit::Goals;
-use crate::jobs::follow::{Action, LOOKS, Look, Now, Rest, Seen, decide};
+use crate::jobs::follow::{Action, LOOKS, Look, Now, Own, Rest, Seen, decide};
 use crate::relocate::gather::now_unix_s;
 use crate::relocate::plan_for;
 use crate::table::{print_line, warn};
@@ -29,6 +29,10 @@ const EVERY_S: u64 = 60;
 struct Followed {
     seen: Seen,
     said: Option<String>,
+    /// When the job was made that is this loop's.
+    job: Option<u64>,
+    /// It was paused by this loop.
+    paused: bool,
 }
 
 pub(super) fn follow(context: &Context, args: &Relocate) -> Result<()> {
@@ -97,7 +101,7 @@ fn round(
             return Ok(());
         }
         let one = followed.entry(name.clone()).or_default();
-        match step(context, args, &name, &mut one.seen) {
+        match step(context, args, &name, one) {
             Ok(said) => say(context, args, &name, one, &said),
             Err(error) if error.kind == crate::error::Kind::Unreachable || args.once => {
                 return Err(error);
@@ -122,18 +126,28 @@ fn say(context: &Context, args: &Relocate, name: &str, one: &mut Followed, said:
 }
 
 /// Looks at one volume, and makes its job if it is time; what is to be told.
-fn step(context: &Context, args: &Relocate, name: &str, seen: &mut Seen) -> Result<String> {
+fn step(context: &Context, args: &Relocate, name: &str, one: &mut Followed) -> Result<String> {
     let map = context.volume(name)?;
-    let (look, job) = look(context, args, &map)?;
+    let (look, job) = look(context, args, &map, one)?;
     let host = look.host.clone().unwrap_or_default();
-    seen.add(look);
+    one.seen.add(look);
     let now = Now {
         unix_s: now_unix_s(),
         hours: args.quiet_hours,
         looks: if args.once { 1 } else { LOOKS },
     };
-    let job = match (decide(now, seen), job) {
+    let job = match (decide(now, &one.seen), job) {
         (Action::Rest(rest), _) => return Ok(rest.to_string()),
+        (Action::Pause, _) => {
+            catalog::update_job(&*context.store, map.head.volume, name, JobRecord::pause)?;
+            one.paused = true;
+            return Ok("the hours for moving have ended: its job is paused".into());
+        }
+        (Action::Resume, _) => {
+            catalog::update_job(&*context.store, map.head.volume, name, JobRecord::resume)?;
+            one.paused = false;
+            return Ok("the hours for moving have come: its job goes on".into());
+        }
         (Action::Move, Some(job)) => job,
         (Action::Move, None) => return Ok(Rest::Impossible.to_string()),
     };
@@ -150,17 +164,32 @@ fn step(context: &Context, args: &Relocate, name: &str, seen: &mut Seen) -> Resu
                 made?;
             }
         }
+        (one.job, one.paused) = (Some(job.created_unix_s), false);
     }
     Ok(format!("{chunks} chunks {verb} moved towards host {host}"))
 }
 
 /// What is to be seen of a volume now, and the job that would mend it.
-fn look(context: &Context, args: &Relocate, map: &VolumeMap) -> Result<(Look, Option<JobRecord>)> {
+fn look(
+    context: &Context,
+    args: &Relocate,
+    map: &VolumeMap,
+    one: &Followed,
+) -> Result<(Look, Option<JobRecord>)> {
     let last = catalog::job(&*context.store, map.head.volume)?.map(|(job, _)| job);
     let gave_up = last
         .as_ref()
         .filter(|job| matches!(job.state, JobState::Cancelled | JobState::Failed { .. }));
+    let is_own = |job: &&JobRecord| {
+        one.job == Some(job.created_unix_s) || job.asked.split(' ').any(|word| word == "--follow")
+    };
+    let own = match last.as_ref().filter(is_own).map(|job| &job.state) {
+        Some(JobState::Running) => Own::Running,
+        Some(JobState::Paused) if one.paused => Own::Paused,
+        _ => Own::No,
+    };
     let mut look = Look {
+        own,
         host: map.head.attach.as_ref().map(|attach| attach.host.clone()),
         has_job: last.as_ref().is_some_and(|job| !job.state.is_ended()),
         gave_up_unix_s: gave_up.and_then(|job| job.ended_unix_s),

@@ -2,7 +2,8 @@
 //!
 //! A look tells where the volume is attached and whether the targets are broken there, by prediction. A job is
 //! made when they were broken in two looks in a row from the same host, in the hours for it, and no job is there:
-//! one bad look may be a host that is only passed through, or heat that has just changed.
+//! one bad look may be a host that is only passed through, or heat that has just changed. A job that was made so is
+//! paused when these hours end, and goes on when they come again.
 
 use std::fmt;
 use std::str::FromStr;
@@ -60,6 +61,17 @@ pub(crate) struct Now {
     pub(crate) looks: u32,
 }
 
+/// The job that is there, if it is of following.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Own {
+    /// There is none, it was made or paused by somebody else, or it has ended.
+    #[default]
+    No,
+    Running,
+    /// Because the hours ended.
+    Paused,
+}
+
 /// What one look tells of a volume.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Look {
@@ -67,6 +79,7 @@ pub(crate) struct Look {
     pub(crate) host: Option<String>,
     /// A job that has not ended, also one that is paused.
     pub(crate) has_job: bool,
+    pub(crate) own: Own,
     /// When the last job failed or was cancelled, seconds since 1970.
     pub(crate) gave_up_unix_s: Option<u64>,
     /// A target is broken there.
@@ -101,6 +114,10 @@ impl Seen {
 pub(crate) enum Action {
     /// Make the job.
     Move,
+    /// The hours of the job have ended.
+    Pause,
+    /// They have come again.
+    Resume,
     /// Nothing is wanted.
     Rest(Rest),
 }
@@ -110,6 +127,7 @@ pub(crate) enum Action {
 pub(crate) enum Rest {
     Detached,
     HasJob,
+    Paused,
     Met,
     OnceMore,
     Impossible,
@@ -122,6 +140,7 @@ impl fmt::Display for Rest {
         f.write_str(match self {
             Self::Detached => "nobody has it attached",
             Self::HasJob => "a job is there",
+            Self::Paused => "its job is paused; it is not the time to move",
             Self::Met => "the targets are met",
             Self::OnceMore => "a target is broken; one more look",
             Self::Impossible => "a target is broken, and no plan meets it",
@@ -137,10 +156,16 @@ impl fmt::Display for Rest {
 pub(crate) fn decide(now: Now, seen: &Seen) -> Action {
     let look = &seen.look;
     let minute = u32::try_from(now.unix_s / 60 % u64::from(DAY_MIN)).unwrap_or(0);
-    let rest = if look.host.is_none() {
+    let is_time = now.hours.is_none_or(|hours| hours.contains(minute));
+    let rest = if look.has_job {
+        match (look.own, is_time) {
+            (Own::Running, false) => return Action::Pause,
+            (Own::Paused, true) => return Action::Resume,
+            (Own::Paused, false) => Rest::Paused,
+            (Own::Running, true) | (Own::No, _) => Rest::HasJob,
+        }
+    } else if look.host.is_none() {
         Rest::Detached
-    } else if look.has_job {
-        Rest::HasJob
     } else if !look.is_broken {
         Rest::Met
     } else if seen.broken < now.looks {
@@ -152,7 +177,7 @@ pub(crate) fn decide(now: Now, seen: &Seen) -> Action {
         .is_some_and(|at| now.unix_s < at.saturating_add(BACKOFF_S))
     {
         Rest::GaveUp
-    } else if now.hours.is_some_and(|hours| !hours.contains(minute)) {
+    } else if !is_time {
         Rest::NotNow
     } else {
         return Action::Move;
@@ -240,6 +265,38 @@ mod tests {
         };
         let seen = after(&[stuck.clone(), stuck]);
         assert_eq!(decide(now(NOON), &seen), Action::Rest(Rest::Impossible));
+    }
+
+    #[test]
+    fn its_own_job_pauses_when_the_hours_end_and_goes_on_when_they_come_again() {
+        let at = |own, hour: u64| {
+            let seen = after(&[Look {
+                has_job: true,
+                own,
+                ..broken("h1")
+            }]);
+            let hours = Some("22:00-06:00".parse().unwrap());
+            decide(
+                Now {
+                    hours,
+                    ..now(NOON - 12 * 3600 + hour * 3600)
+                },
+                &seen,
+            )
+        };
+        assert_eq!(at(Own::Running, 23), Action::Rest(Rest::HasJob));
+        assert_eq!(at(Own::Running, 6), Action::Pause);
+        assert_eq!(at(Own::Paused, 7), Action::Rest(Rest::Paused));
+        assert_eq!(at(Own::Paused, 22), Action::Resume);
+        // What others made or paused is theirs.
+        assert_eq!(at(Own::No, 7), Action::Rest(Rest::HasJob));
+        assert_eq!(at(Own::No, 23), Action::Rest(Rest::HasJob));
+        let seen = after(&[Look {
+            has_job: true,
+            own: Own::Running,
+            ..broken("h1")
+        }]);
+        assert_eq!(decide(now(NOON), &seen), Action::Rest(Rest::HasJob));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub(crate) struct View {
     pub(crate) progress: JobProgress,
     /// A front works on it.
     pub(crate) is_attached: bool,
+    #[serde(skip)]
+    chunk_bytes: u64,
     /// The progress was told by the front; else it is what the map says.
     pub(crate) is_told: bool,
     /// Seconds ago, if it was read from a node's memory: the front runs on another host.
@@ -55,6 +57,7 @@ pub(crate) fn view(context: &Context, map: &VolumeMap, job: JobRecord) -> Result
     }
     Ok(View {
         is_attached: map.head.attach.is_some(),
+        chunk_bytes: map.head.chunk_bytes,
         job,
         progress,
         is_told,
@@ -116,6 +119,16 @@ fn of_report(
         .map(|progress| (progress, age_s))
 }
 
+/// How much is done. Chunks count when their whole batch is in sync; in between, the bytes tell, at least that much is
+/// there.
+fn percent(progress: &JobProgress, chunk_bytes: u64) -> u64 {
+    let total = progress.total_chunks.max(1);
+    let by_chunks = progress.copied_chunks * 100 / total;
+    let whole = u128::from(total) * u128::from(chunk_bytes.max(1));
+    let by_bytes = u128::from(progress.copied_bytes) * 100 / whole;
+    by_chunks.max(u64::try_from(by_bytes).unwrap_or(99).min(99))
+}
+
 /// Microseconds for people.
 pub(crate) fn us_text(us: u64) -> String {
     if us >= 1000 {
@@ -141,7 +154,7 @@ pub(crate) fn rate_text(bytes_per_s: u64) -> String {
 
 impl View {
     pub(crate) fn percent(&self) -> u64 {
-        self.progress.copied_chunks * 100 / self.progress.total_chunks.max(1)
+        percent(&self.progress, self.chunk_bytes)
     }
 
     /// One line: `42% 118MiB/s, eta 3m10s, guest p99 1.2ms of 3ms, limited by: guest p99`.
@@ -261,6 +274,27 @@ pub(crate) fn load(context: &Context, name: &str) -> Result<(VolumeMap, JobRecor
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_copied_of_a_batch_counts() {
+        let of = |copied_chunks, copied_bytes| {
+            let progress = JobProgress {
+                total_chunks: 128,
+                copied_chunks,
+                copied_bytes,
+                ..JobProgress::default()
+            };
+            percent(&progress, 1 << 20)
+        };
+        assert_eq!(of(0, 32 << 20), 25);
+        assert_eq!(of(0, 500 << 20), 99, "copied twice, not done");
+        assert_eq!(
+            of(64, 1 << 20),
+            50,
+            "mostly empty chunks, or another front began it"
+        );
+        assert_eq!(of(128, 128 << 20), 100);
+    }
 
     #[test]
     fn numbers_for_people() {

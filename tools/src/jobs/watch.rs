@@ -66,13 +66,12 @@ pub(crate) fn watch(context: &Context, name: &str) -> Result<Watched> {
 /// Watches, and says how it ended; a job that failed or was cancelled is an error.
 pub(crate) fn to_its_end(context: &Context, name: &str) -> Result<()> {
     match watch(context, name)? {
-        Watched::Left => {
-            context.output.say(&format!(
-                "volume {name}: the job goes on; `ukai-tools job watch {name}` looks again, `ukai-tools job pause` \
-                 or `cancel` stops it"
-            ));
-            Ok(())
-        }
+        Watched::Left => Err(ToolError::left(format!(
+            "interrupted; the job of volume {name} goes on"
+        ))
+        .next(format!(
+            "`ukai-tools job watch {name}` looks again, `ukai-tools job pause {name}` or `cancel` stops it"
+        ))),
         Watched::Ended(view) => ended(context, name, &view),
     }
 }
