@@ -116,12 +116,13 @@ pub(super) fn zombie(world: &mut World, isolated: bool) -> Outcome {
     let watch = std::sync::Arc::clone(&guests.watch);
     world.until(REFUSAL_MAX, "the zombie's writes are refused", |_| {
         let refused = watch.writes_refused.load(Ordering::Relaxed);
-        // It may notice what it is, and end, before it has looked at its guests' requests.
+        // It may notice what it is, and end, before it has looked at its guests' requests; or, alone with a node, hear of its
+        // successor from the metadata store before it has reached a node again.
         let cut = watch.writes_cut.load(Ordering::Relaxed);
-        let refused = if isolated { refused } else { refused + cut };
-        Ok(if refused > 0 {
+        let gone = guests.all_gone();
+        Ok(if refused > 0 || cut > 0 && (gone || !isolated) {
             Look::Found(())
-        } else if guests.all_gone() {
+        } else if gone {
             return Err(Failure::Broken(
                 "the zombie ended without refusing a write".to_owned(),
             ));
