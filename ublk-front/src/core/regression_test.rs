@@ -383,3 +383,37 @@ fn a_resync_whose_last_answer_is_lost_promotes_nothing_else() {
         world.pulls
     );
 }
+
+/// Simulation seed 81913: it was on one replica only for the next loss of power, and gave way to what the other had had.
+#[test]
+fn what_a_reconcile_copied_is_flushed_before_it_is_read() {
+    let mut world = World::new(fresh());
+    world.intents.insert(PEER_B, vec![ChunkIndex(3)]);
+    world.differ.insert(ChunkIndex(3));
+    world.event(ControlEvent::Start);
+    world.event(ControlEvent::LaneAdded(LaneId(0)));
+    world.pass(Duration::from_secs(1));
+    assert!(world.core.is_reconciled());
+    let asked: Vec<_> = world.seen.iter().map(|(_, opcode, _)| *opcode).collect();
+    let flush = asked.iter().position(|opcode| *opcode == Opcode::Flush);
+    let pull = asked.iter().rposition(|opcode| *opcode == Opcode::Pull);
+    assert!(flush > pull && pull.is_some(), "{asked:?}");
+}
+
+/// The front that copied it may have died before it was durable: the next one finds nothing to copy.
+#[test]
+fn what_an_earlier_front_made_equal_is_flushed_as_well() {
+    let mut world = World::new(fresh());
+    world.intents.insert(PEER_B, vec![ChunkIndex(3)]);
+    world.event(ControlEvent::Start);
+    world.event(ControlEvent::LaneAdded(LaneId(0)));
+    world.pass(Duration::from_secs(1));
+    assert!(world.core.is_reconciled());
+    let flushed = |peer| {
+        world
+            .seen
+            .iter()
+            .any(|(to, opcode, _)| (*to, *opcode) == (peer, Opcode::Flush))
+    };
+    assert!(flushed(PEER_A) && flushed(PEER_B), "{:?}", world.seen);
+}

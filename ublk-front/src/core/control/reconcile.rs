@@ -1,7 +1,8 @@
 //! Chunks that earlier fronts had open: their replicas are made equal, on the guest's first touch or in turn.
 //!
 //! Lanes hold requests to such chunks. All pairs of in-sync replicas take what is newer from each other, so
-//! that what is written halfway is everywhere or nowhere before anybody reads it (I7). Meanwhile nothing
+//! that what is written halfway is everywhere or nowhere before anybody reads it (I7), and flush: what a guest reads
+//! after a loss of power must outlive the next one, on whichever replica that leaves. Meanwhile nothing
 //! counts as settled, nodes keep their intents open, and no copy begins: a crash of this front, or a node
 //! lost now, finds every difference again.
 
@@ -12,17 +13,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use ukai_meta::transition;
 use ukai_proto::message::{PullMode, Pulled};
-use ukai_proto::{ChunkIndex, Generation, NodeId, SectorInChunk, Status};
+use ukai_proto::{ChunkIndex, Generation, NodeId, Opcode, SectorInChunk, Status};
 
 /// Chunks reconciled at a time: enough to keep disks busy, few enough to keep nodes responsive.
 const RECONCILE_WINDOW: usize = 8;
 /// Pause after one that failed.
 const RECONCILE_RETRY: Duration = Duration::from_millis(200);
 
+/// A chunk that is being reconciled.
+#[derive(Debug, Default)]
+struct Round {
+    /// Answers still missing.
+    left: usize,
+    /// One of them was no good one.
+    failed: bool,
+    /// All have taken what is newer; they are making it durable.
+    flushing: bool,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Reconcile {
-    /// Answers still missing, by chunk, and whether one of them failed.
-    out: BTreeMap<ChunkIndex, (usize, bool)>,
+    out: BTreeMap<ChunkIndex, Round>,
     /// Wanted by the guest: before all others.
     touched: BTreeSet<ChunkIndex>,
     retry_at: Now,
@@ -39,7 +50,6 @@ impl ControlCore {
         if self.intents.is_empty() || now < self.reconcile.retry_at {
             return;
         }
-        let mut equal = Vec::new();
         let first = self.reconcile.touched.iter();
         let due: Vec<ChunkIndex> = first
             .chain(&self.intents)
@@ -54,14 +64,15 @@ impl ControlCore {
                 continue; // touched, and seen again in turn
             }
             let replicas: Vec<NodeId> = self.map().in_sync(chunk).collect();
-            if replicas.len() < 2 {
-                equal.push(chunk);
-            } else if replicas.iter().all(|node| self.is_taken_on(*node)) {
-                self.reconcile_chunk(now, chunk, &replicas, out);
+            if replicas.iter().all(|node| self.is_taken_on(*node)) {
+                if replicas.len() < 2 {
+                    self.flush_chunk(now, chunk, &replicas, out);
+                } else {
+                    self.reconcile_chunk(now, chunk, &replicas, out);
+                }
             }
             // Else: its node comes back, or is recorded stale.
         }
-        self.equal(equal, out);
     }
 
     /// Fenced by us, and the run that lanes use.
@@ -97,7 +108,11 @@ impl ControlCore {
             replicas.len() * (replicas.len() - 1),
             "nodes that are up have peers"
         );
-        self.reconcile.out.insert(chunk, (asked, false));
+        let round = Round {
+            left: asked,
+            ..Round::default()
+        };
+        self.reconcile.out.insert(chunk, round);
     }
 
     pub(super) fn reconciled(
@@ -108,10 +123,9 @@ impl ControlCore {
         result: Result<&[u8], Status>,
         out: &mut Vec<ControlAction>,
     ) {
-        let Some((left, failed)) = self.reconcile.out.get_mut(&chunk) else {
+        let Some(round) = self.reconcile.out.get_mut(&chunk) else {
             return;
         };
-        *left -= 1;
         match result.map(Pulled::decode) {
             Ok(Ok(pulled)) => {
                 let copied = self.copied.sectors_copied;
@@ -119,32 +133,95 @@ impl ControlCore {
                 let compared = self.copied.sectors_compared;
                 self.copied.sectors_compared = compared.saturating_add(pulled.sectors_compared);
             }
-            Ok(Err(_)) => *failed = true,
+            Ok(Err(_)) => round.failed = true,
             Err(status) => {
-                *failed = true;
+                round.failed = true;
                 let text = format!("reconcile of chunk {chunk}: {status}; trying again");
                 self.note(text, out);
                 if status == Status::NoSpace {
-                    self.no_room(self.node_of(peer));
+                    self.refuses(self.node_of(peer), status);
                 }
             }
         }
-        if let Some((0, failed)) = self.reconcile.out.get(&chunk).copied() {
-            self.reconcile.out.remove(&chunk);
-            if failed {
-                self.reconcile.retry_at = now.after(RECONCILE_RETRY);
-            } else {
-                self.equal(vec![chunk], out);
+        self.reconcile_answered(now, chunk, out);
+    }
+
+    /// What a shard took is durable there, or could not be made so.
+    pub(super) fn reconciled_flushed(
+        &mut self,
+        now: Now,
+        peer: PeerIndex,
+        chunk: ChunkIndex,
+        result: Result<&[u8], Status>,
+        out: &mut Vec<ControlAction>,
+    ) {
+        let Some(round) = self.reconcile.out.get_mut(&chunk) else {
+            return;
+        };
+        if let Err(status) = result {
+            round.failed = true;
+            let text = format!("reconcile of chunk {chunk}: {status}; trying again");
+            self.note(text, out);
+            if status == Status::Poisoned {
+                self.refuses(self.node_of(peer), status);
             }
+        }
+        self.reconcile_answered(now, chunk, out);
+    }
+
+    fn reconcile_answered(&mut self, now: Now, chunk: ChunkIndex, out: &mut Vec<ControlAction>) {
+        let Some(round) = self.reconcile.out.get_mut(&chunk) else {
+            return;
+        };
+        round.left -= 1;
+        if round.left > 0 {
+            return;
+        }
+        if round.failed {
+            self.reconcile.out.remove(&chunk);
+            self.reconcile.retry_at = now.after(RECONCILE_RETRY);
+            return;
+        }
+        if round.flushing {
+            self.reconcile.out.remove(&chunk);
+            self.equal(vec![chunk], out);
+            return;
+        }
+        // Not only what this round copied: the front before may have got as far and died.
+        let replicas: Vec<NodeId> = self.map().in_sync(chunk).collect();
+        self.flush_chunk(now, chunk, &replicas, out);
+    }
+
+    fn flush_chunk(
+        &mut self,
+        now: Now,
+        chunk: ChunkIndex,
+        replicas: &[NodeId],
+        out: &mut Vec<ControlAction>,
+    ) {
+        let peers = replicas
+            .iter()
+            .filter_map(|node| self.peer_of(*node, chunk));
+        let peers: Vec<PeerIndex> = peers.collect();
+        assert!(!peers.is_empty(), "a chunk has a last in-sync replica");
+        let round = Round {
+            left: peers.len(),
+            flushing: true,
+            ..Round::default()
+        };
+        self.reconcile.out.insert(chunk, round);
+        for peer in peers {
+            let want = Want::ReconcileFlush { chunk };
+            self.ask_plain(now, peer, Opcode::Flush, want, out);
         }
     }
 
-    /// The node cannot take what another one has, now or ever: as with a write that it refuses, it is given up if it can be
-    /// spared, and the guest goes on. Else it is asked again.
-    fn no_room(&mut self, node: NodeId) {
+    /// The node cannot take what another one has, or make it durable, now or ever: as with a write that it refuses, it is given
+    /// up if it can be spared, and the guest goes on. Else it is asked again.
+    fn refuses(&mut self, node: NodeId, status: Status) {
         let spared = transition::mark_stale_since(self.map(), &[(node, Generation(0))]);
         if self.is_active(node) && spared.is_ok() {
-            self.seen.entry(node).or_default().failed = Some(Status::NoSpace);
+            self.seen.entry(node).or_default().failed = Some(status);
         }
     }
 
