@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use ukai_meta::transition;
 use ukai_meta::{NodeHealth, ReplicaState};
-use ukai_proto::message::{ChunkRange, Pulled, read_chunk_ranges, read_crc_table};
-use ukai_proto::{BootId, ChunkIndex, Header, Incarnation, NodeId, Opcode, Seq, Status};
+use ukai_proto::message::{ChunkRange, Pull, PullMode, Pulled, read_chunk_ranges, read_crc_table};
+use ukai_proto::{
+    BootId, ChunkIndex, Header, Incarnation, NodeId, Opcode, SectorInChunk, Seq, Status,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_millis(100);
@@ -416,4 +418,31 @@ fn what_an_earlier_front_made_equal_is_flushed_as_well() {
             .any(|(to, opcode, _)| (*to, *opcode) == (peer, Opcode::Flush))
     };
     assert!(flushed(PEER_A) && flushed(PEER_B), "{:?}", world.seen);
+}
+
+/// Simulation seed 28421: two of three replicas were to be repaired from each other, and one of them stayed bad.
+#[test]
+fn what_is_bad_on_two_replicas_is_repaired_from_the_third_on_both() {
+    let mut world = World::serving();
+    world.up.insert(PEER_C);
+    let chunk = ChunkIndex(3);
+    world.map = committed(transition::add_location(&world.map, ALL, C).unwrap());
+    world.event(ControlEvent::MapChanged);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(world.state(C), Some(ReplicaState::InSync));
+    world.bad = [(A, chunk), (B, chunk)].into();
+    let sector = SectorInChunk(5);
+    let report = LaneReport::BadSector {
+        node: B,
+        chunk,
+        sector,
+    };
+    world.event(ControlEvent::Lane(LaneId(0), report));
+    world.pass(Duration::from_secs(1));
+    for target in [PEER_A, PEER_B] {
+        let repaired = |(peer, of, pull): &(PeerIndex, ChunkIndex, Pull)| {
+            (*peer, *of, pull.mode, pull.source) == (target, chunk, PullMode::Repair, C)
+        };
+        assert!(world.pulls.iter().any(repaired), "{:?}", world.pulls);
+    }
 }

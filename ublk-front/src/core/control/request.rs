@@ -407,6 +407,10 @@ impl ControlCore {
                 if bad && !again {
                     let from = self.node_of(peer);
                     self.repair_range(now, (chunk, range), source, Some(from), out);
+                    let third = |node| node != from && node != source;
+                    if self.map().in_sync(chunk).any(third) {
+                        self.repair_range(now, (chunk, range), from, Some(source), out);
+                    }
                 }
             }
             Want::Release(node, ranges) => {
