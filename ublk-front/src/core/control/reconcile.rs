@@ -115,6 +115,7 @@ impl ControlCore {
         self.reconcile.out.insert(chunk, round);
     }
 
+    /// A replica took what is newer, or made durable what it has; or could not.
     pub(super) fn reconciled(
         &mut self,
         now: Now,
@@ -126,44 +127,29 @@ impl ControlCore {
         let Some(round) = self.reconcile.out.get_mut(&chunk) else {
             return;
         };
-        match result.map(Pulled::decode) {
-            Ok(Ok(pulled)) => {
-                let copied = self.copied.sectors_copied;
-                self.copied.sectors_copied = copied.saturating_add(pulled.sectors_copied);
-                let compared = self.copied.sectors_compared;
-                self.copied.sectors_compared = compared.saturating_add(pulled.sectors_compared);
-            }
-            Ok(Err(_)) => round.failed = true,
+        match result {
+            Ok(_) if round.flushing => {}
+            Ok(aux) => match Pulled::decode(aux) {
+                Ok(pulled) => {
+                    let copied = self.copied.sectors_copied;
+                    self.copied.sectors_copied = copied.saturating_add(pulled.sectors_copied);
+                    let compared = self.copied.sectors_compared;
+                    self.copied.sectors_compared = compared.saturating_add(pulled.sectors_compared);
+                }
+                Err(_) => round.failed = true,
+            },
             Err(status) => {
                 round.failed = true;
+                let hopeless = if round.flushing {
+                    Status::Poisoned
+                } else {
+                    Status::NoSpace
+                };
                 let text = format!("reconcile of chunk {chunk}: {status}; trying again");
                 self.note(text, out);
-                if status == Status::NoSpace {
+                if status == hopeless {
                     self.refuses(self.node_of(peer), status);
                 }
-            }
-        }
-        self.reconcile_answered(now, chunk, out);
-    }
-
-    /// What a shard took is durable there, or could not be made so.
-    pub(super) fn reconciled_flushed(
-        &mut self,
-        now: Now,
-        peer: PeerIndex,
-        chunk: ChunkIndex,
-        result: Result<&[u8], Status>,
-        out: &mut Vec<ControlAction>,
-    ) {
-        let Some(round) = self.reconcile.out.get_mut(&chunk) else {
-            return;
-        };
-        if let Err(status) = result {
-            round.failed = true;
-            let text = format!("reconcile of chunk {chunk}: {status}; trying again");
-            self.note(text, out);
-            if status == Status::Poisoned {
-                self.refuses(self.node_of(peer), status);
             }
         }
         self.reconcile_answered(now, chunk, out);
@@ -211,7 +197,7 @@ impl ControlCore {
         };
         self.reconcile.out.insert(chunk, round);
         for peer in peers {
-            let want = Want::ReconcileFlush { chunk };
+            let want = Want::Reconcile { chunk };
             self.ask_plain(now, peer, Opcode::Flush, want, out);
         }
     }

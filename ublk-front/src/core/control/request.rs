@@ -33,10 +33,6 @@ pub(super) enum Want {
     Reconcile {
         chunk: ChunkIndex,
     },
-    /// What it took is durable.
-    ReconcileFlush {
-        chunk: ChunkIndex,
-    },
     /// Chunks to copy, of one source shard.
     List {
         job: u64,
@@ -378,9 +374,6 @@ impl ControlCore {
             Want::Adopt | Want::Flush | Want::Settle | Want::Report => {}
             Want::Heat => self.heat_told(now, result.ok(), out),
             Want::Reconcile { chunk } => self.reconciled(now, peer, chunk, result, out),
-            Want::ReconcileFlush { chunk } => {
-                self.reconciled_flushed(now, peer, chunk, result, out);
-            }
             // Answers to an earlier job say nothing about the present one.
             Want::List { job, .. } | Want::Copy { job, .. } | Want::SyncFlush { job }
                 if !self.is_sync_job(job) => {}
