@@ -32,12 +32,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
         }
         self.pass(&header).map_err(whole)?;
         let bad = |_| whole(Status::BadRequest);
-        let range = SectorRange {
-            volume: header.volume,
-            chunk: header.chunk,
-            sector: header.sector,
-            count: header.count,
-        };
+        let range = range_of(&header);
         let fua = header.flags.has(Flags::FUA);
         let (volume, token, generation) = (header.volume, header.token, header.generation);
         let store_request = match header.opcode {
@@ -196,12 +191,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
                 self.fail(request, status, request.header.sector, out);
                 continue;
             }
-            let range = SectorRange {
-                volume: header.volume,
-                chunk: header.chunk,
-                sector: header.sector,
-                count: header.count,
-            };
+            let range = range_of(header);
             self.submit(Op::Served(request), StoreRequest::ReadVersioned(range));
         }
     }
@@ -311,6 +301,15 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             StoreRequest::List(part)
         };
         self.submit(Op::ListPart { list, offset }, request);
+    }
+}
+
+fn range_of(header: &Header) -> SectorRange {
+    SectorRange {
+        volume: header.volume,
+        chunk: header.chunk,
+        sector: header.sector,
+        count: header.count,
     }
 }
 

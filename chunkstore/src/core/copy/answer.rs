@@ -68,7 +68,7 @@ impl<B: Buffer> Copies<B> {
         if let Some(order) = self.orders.get_mut(&id)
             && order.in_flight.remove(&piece).is_some()
         {
-            self.pieces_in_flight[usize::from(order.paced)] -= 1;
+            self.pieces_in_flight[usize::from(order.is_paced())] -= 1;
             order.progress_at = now;
             match applied {
                 Ok(applied) => order.result.sectors_copied += u32::from(applied),
@@ -109,12 +109,12 @@ impl<B: Buffer> Copies<B> {
             return;
         };
         if let (Status::Busy, Asked::Read(_, piece_id), true) =
-            (frame.header.status, asked, order.paced)
+            (frame.header.status, asked, order.is_paced())
         {
             if let Some(piece) = order.in_flight.remove(&piece_id) {
                 self.pieces_in_flight[1] -= 1;
                 if let Some(bucket) = &mut self.rate {
-                    bucket.give_back(u64::from(piece.count) * SECTOR_BYTES as u64);
+                    bucket.give_back(piece.bytes());
                 }
                 order.todo.push_front(piece);
                 let wait = frame.header.seq.0.clamp(REFUSED_MIN_NS, REFUSED_MAX_NS);
@@ -129,7 +129,7 @@ impl<B: Buffer> Copies<B> {
             return;
         }
         order.progress_at = now;
-        if let (Asked::Read(..), true) = (asked, order.paced) {
+        if let (Asked::Read(..), true) = (asked, order.is_paced()) {
             let held_ns = frame.header.seq.0;
             order.waits.source_ns = order.waits.source_ns.max(held_ns);
         }
@@ -177,7 +177,7 @@ impl<B: Buffer> Copies<B> {
             // Found bad only when it was read. Fetch what lies around it anew.
             let (piece, mut at) = (piece.clone(), piece.sector.0);
             order.in_flight.remove(&piece_id);
-            self.pieces_in_flight[usize::from(order.paced)] -= 1;
+            self.pieces_in_flight[usize::from(order.is_paced())] -= 1;
             for run in states.chunk_by(|a, b| is_lost(a) == is_lost(b)) {
                 #[allow(clippy::cast_possible_truncation)] // a part of piece.count
                 let count = run.len() as u16;

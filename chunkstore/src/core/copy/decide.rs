@@ -1,6 +1,6 @@
 //! Which sectors a PULL takes, and in which pieces.
 
-use ukai_proto::limits::SLOT_SECTORS;
+use ukai_proto::limits::{SECTOR_BYTES, SLOT_SECTORS};
 use ukai_proto::message::{PullMode, SectorState};
 use ukai_proto::{SectorInChunk, Version};
 
@@ -100,6 +100,12 @@ pub(super) struct Piece {
     pub(super) count: u16,
     /// The source has only zeros here: nothing to fetch, these states say it all.
     pub(super) zeros: Option<Vec<SectorState>>,
+}
+
+impl Piece {
+    pub(super) fn bytes(&self) -> u64 {
+        u64::from(self.count) * SECTOR_BYTES as u64
+    }
 }
 
 /// Cut a window into pieces of sectors to take: runs of equal kind, never across a slot. Also

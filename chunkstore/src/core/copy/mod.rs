@@ -23,7 +23,6 @@ use peers::{Peers, Source};
 pub(super) use serve::Serving;
 use std::collections::{BTreeMap, VecDeque};
 use ukai_proto::bucket::{Bucket, burst_bytes};
-use ukai_proto::limits::SECTOR_BYTES;
 use ukai_proto::message::{HeldBack, Pull, PullMode, Pulled, SectorState};
 use ukai_proto::route::shard_of;
 use ukai_proto::{Buffer, Frame, Header, NodeId, Opcode, SectorInChunk, Seq, Status};
@@ -138,12 +137,15 @@ struct Order {
     result: Pulled,
     progress_at: u64,
     admitted_at: u64,
-    /// A mirror: its data counts for the copy rates.
-    paced: bool,
     waits: Waits,
 }
 
 impl Order {
+    /// A mirror: its data counts for the copy rates.
+    fn is_paced(&self) -> bool {
+        self.pull.mode.is_mirror()
+    }
+
     /// Held back for too long to be left unanswered.
     fn is_over(&self, now: u64) -> bool {
         now.saturating_sub(self.admitted_at) >= HELD_BACK_MAX_NS && self.waits.told(now).is_any()
@@ -217,6 +219,7 @@ impl<B: Buffer> Copies<B> {
         let id = OrderId(self.id());
         let order = Order {
             header,
+            pull,
             peer: None,
             next: header.sector.0,
             window: None,
@@ -225,9 +228,7 @@ impl<B: Buffer> Copies<B> {
             result: Pulled::default(),
             progress_at: now,
             admitted_at: now,
-            paced: pull.mode.is_mirror(),
             waits: Waits::default(),
-            pull,
         };
         self.orders.insert(id, order);
         Ok(id)
@@ -245,7 +246,7 @@ impl<B: Buffer> Copies<B> {
         let mut starved = false;
         for paced in [false, true] {
             let active = self.orders.iter();
-            let active = active.filter(|(_, order)| order.paced == paced);
+            let active = active.filter(|(_, order)| order.is_paced() == paced);
             let active: Vec<OrderId> = active.take(ACTIVE_MAX).map(|(id, _)| *id).collect();
             for id in active {
                 self.advance_order(now, id, &mut starved, out);
@@ -265,10 +266,10 @@ impl<B: Buffer> Copies<B> {
         let Some(piece) = order.todo.front() else {
             return false;
         };
-        if self.pieces_in_flight[usize::from(order.paced)] >= COPY_PIECES_MAX {
+        if self.pieces_in_flight[usize::from(order.is_paced())] >= COPY_PIECES_MAX {
             return false;
         }
-        if !order.paced || piece.zeros.is_some() {
+        if !order.is_paced() || piece.zeros.is_some() {
             return true;
         }
         if order.waits.again_at > now {
@@ -279,7 +280,7 @@ impl<B: Buffer> Copies<B> {
         let Some(bucket) = &mut self.rate else {
             return true;
         };
-        let bytes = u64::from(piece.count) * SECTOR_BYTES as u64;
+        let bytes = piece.bytes();
         if *starved || !bucket.take(now, bytes) {
             order.waits.tokens_since.get_or_insert(now);
             let at = bucket.ready_at(bytes);
@@ -336,14 +337,14 @@ impl<B: Buffer> Copies<B> {
             };
             self.next_id += 1;
             let piece_id = PieceId(self.next_id);
-            self.pieces_in_flight[usize::from(order.paced)] += 1;
+            self.pieces_in_flight[usize::from(order.is_paced())] += 1;
             if let Some(states) = piece.zeros.clone() {
                 out.push(put(id, piece_id, order, &piece, states, None));
             } else {
                 self.next_id += 1;
                 let tag = self.next_id;
                 let mut header = ask(Opcode::ReadVersioned, tag, order, piece.sector, piece.count);
-                header.seq = Seq(u64::from(order.paced));
+                header.seq = Seq(u64::from(order.is_paced()));
                 self.asked.insert(tag, (peer, Asked::Read(id, piece_id)));
                 self.peers.send(now, peer, Frame::bare(header), out);
             }
@@ -403,7 +404,7 @@ impl<B: Buffer> Copies<B> {
         let Some(order) = self.orders.remove(&id) else {
             return;
         };
-        self.pieces_in_flight[usize::from(order.paced)] -= order.in_flight.len();
+        self.pieces_in_flight[usize::from(order.is_paced())] -= order.in_flight.len();
         self.asked.retain(|_, (_, asked)| match asked {
             Asked::List(of) | Asked::Read(of, _) => *of != id,
         });
@@ -478,7 +479,10 @@ impl<B: Buffer> Copies<B> {
         // Behind others that the rate holds back.
         let limited = self.rate.is_some();
         let waits = self.orders.iter_mut().filter(|(_, order)| {
-            limited && order.paced && order.peer.is_none() && order.waits.tokens_since.is_none()
+            limited
+                && order.is_paced()
+                && order.peer.is_none()
+                && order.waits.tokens_since.is_none()
         });
         waits.for_each(|(_, order)| order.waits.tokens_since = Some(order.admitted_at));
         let over = self.orders.iter();

@@ -45,6 +45,17 @@ impl Pair {
         self.target.send(pull_header(sector, count), body, None)
     }
 
+    /// The target takes so many MiB that it lacks: how long that took, and what it stood back for.
+    fn mirror_all(&mut self, mib: u16) -> (u64, HeldBack) {
+        let begun = self.target.now;
+        let tag = self.order(0, mib * 256, PullMode::Mirror);
+        let reply = self.run(tag);
+        assert_eq!(reply.header.status, Status::Ok);
+        assert_eq!(self.copied_bytes(), u64::from(mib) * MIB);
+        let took = self.target.now - begun;
+        (took, HeldBack::from_seq(reply.header.seq))
+    }
+
     fn copied_bytes(&self) -> u64 {
         (self.target.core.store.sectors.len() * SECTOR_BYTES) as u64
     }
@@ -63,18 +74,12 @@ fn filled(mib: u16) -> Pair {
 fn the_target_fetches_at_its_rate_and_says_that_it_did_not_more() {
     let mut pair = filled(8);
     pair.limit(Some(4 * MIB), None);
-    let begun = pair.target.now;
-    let tag = pair.order(0, 8 * 256, PullMode::Mirror);
-    let reply = pair.run(tag);
-    assert_eq!(reply.header.status, Status::Ok);
-    assert_eq!(pair.copied_bytes(), 8 * MIB);
     // From an empty bucket: no burst on top.
-    let took = pair.target.now - begun;
+    let (took, held) = pair.mirror_all(8);
     assert!(
         (2 * SECOND..2 * SECOND + SECOND / 100).contains(&took),
         "{took}"
     );
-    let held = HeldBack::from_seq(reply.header.seq);
     assert!(held.at_target_ms >= 1900, "{held:?}");
     assert_eq!(held.at_source_ms, 0);
 }
@@ -83,18 +88,12 @@ fn the_target_fetches_at_its_rate_and_says_that_it_did_not_more() {
 fn the_source_gives_at_its_rate_and_the_target_knows() {
     let mut pair = filled(8);
     pair.limit(None, Some(4 * MIB));
-    let begun = pair.target.now;
-    let tag = pair.order(0, 8 * 256, PullMode::Mirror);
-    let reply = pair.run(tag);
-    assert_eq!(reply.header.status, Status::Ok);
-    assert_eq!(pair.copied_bytes(), 8 * MIB);
-    let took = pair.target.now - begun;
+    let (took, held) = pair.mirror_all(8);
     // What was refused is asked for again a little later.
     assert!(
         (2 * SECOND..2 * SECOND + SECOND / 2).contains(&took),
         "{took}"
     );
-    let held = HeldBack::from_seq(reply.header.seq);
     assert_eq!(held.at_target_ms, 0);
     assert!(held.at_source_ms >= 900, "{held:?}");
 }
