@@ -187,6 +187,7 @@ impl<B: Buffer, S: Storage<B>> ShardCore<B, S> {
             }
             ShardEvent::Tick => {
                 self.service.tick(now_ns);
+                self.store.tick();
                 self.copies.tick(now_ns, &mut self.copy_out);
                 self.serve_copies(now_ns, out);
                 for conn in self.sessions.silent(now_ns) {

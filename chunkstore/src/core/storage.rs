@@ -13,6 +13,8 @@ pub trait Storage<B>: StoreView {
     fn disk_done(&mut self, io: IoId, result: DiskResult<B>, out: &mut Vec<StoreAction<B>>);
     /// End of a batch: group commit.
     fn turn_end(&mut self, out: &mut Vec<StoreAction<B>>);
+    /// Four times a second, about.
+    fn tick(&mut self);
     /// One step of background work; the store decides what may go on beside requests.
     fn background(&mut self, out: &mut Vec<StoreAction<B>>);
     /// Clean stop: checkpoint. Call once, when nothing is in flight.
@@ -34,6 +36,10 @@ impl<B: Buffer> Storage<B> for Store<B> {
 
     fn turn_end(&mut self, out: &mut Vec<StoreAction<B>>) {
         Store::turn_end(self, out);
+    }
+
+    fn tick(&mut self) {
+        Store::tick(self);
     }
 
     fn background(&mut self, out: &mut Vec<StoreAction<B>>) {

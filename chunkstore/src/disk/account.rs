@@ -43,7 +43,7 @@ impl<B: Buffer> Store<B> {
             {
                 self.intents.accounted(volume, chunk);
                 self.intent_room_moved = true;
-                self.at_rest.insert(volume);
+                self.comes_to_rest(volume);
             }
         }
     }

@@ -149,11 +149,13 @@ impl<B: Buffer> Store<B> {
         self.log.append(&record);
         self.commit.durable_wanted = true;
         let group = self.commit.pending();
+        let ticks = self.ticks;
         let intent = self.intents.open(volume, chunk);
         intent.token = intent.token.max(token);
         intent.opening = Some(group);
         intent.waiting.push(key);
         intent.last_group = intent.last_group.max(group);
+        intent.last_tick = ticks;
         self.on_log_durable
             .push_back((group, Waiter::Intent(volume, chunk)));
         Some(Stop::Parked)
@@ -244,8 +246,10 @@ impl<B: Buffer> Store<B> {
     /// Notes a change of an open chunk.
     pub(super) fn touched_chunk(&mut self, piece: &SlotKey, version: Version) {
         let group = self.commit.pending();
+        let ticks = self.ticks;
         let intent = self.intents.open(piece.volume, piece.chunk);
         intent.last_group = group;
+        intent.last_tick = ticks;
         intent.last_version = intent.last_version.max(version);
         let held = self.directory.volumes.entry(piece.volume).or_default();
         held.last_version = held.last_version.max(version);

@@ -14,8 +14,21 @@ use ukai_proto::{Buffer, ChunkIndex, SectorInChunk, Seq, Status, Token, Version,
 const CLOSES_MAX: usize = 64;
 /// Open chunks looked at in one turn: it is the price of every turn.
 const LOOKS_MAX: usize = 2;
-/// A chunk not written for so many log writes is unlikely to be written by the next one.
-const QUIET_GROUPS: u64 = 256;
+/// A chunk not written for so many ticks (5 s) is unlikely to be written by the next request.
+const QUIET_TICKS: u64 = 20;
+/// The chunks of a volume nothing of which was written for so many ticks (1 s) are closed together. Not at once: with one
+/// request at a time a volume is at rest after each, and every write would open its chunk again, with a flush.
+const REST_TICKS: u64 = 4;
+
+/// A volume whose last write is known everywhere.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rest {
+    volume: VolumeId,
+    /// Tick at which that was seen.
+    since: u64,
+    /// That write.
+    version: Version,
+}
 
 impl<B: Buffer> Store<B> {
     pub(super) fn advance_flush(&mut self, key: u64, op: &mut Op<B>) -> Step<B> {
@@ -202,16 +215,16 @@ impl<B: Buffer> Store<B> {
 
     /// As [`Store::close_intents`], for the background: leaves alone what is likely to be written again
     /// soon, because opening a chunk again costs a flush. That is, closes chunks not written for a while
-    /// (looking at a few, in turn), and all of a volume whose last write is known everywhere.
+    /// (looking at a few, in turn), and all of a volume that has been at rest for a while.
     pub(super) fn close_quiet_intents(&mut self) {
-        let group = self.commit.pending();
+        let ticks = self.ticks;
         let old: Vec<_> = self
             .intents
             .next_few(LOOKS_MAX)
             .into_iter()
             .filter(|(volume, chunk)| {
                 let intent = self.intents.get(*volume, *chunk);
-                intent.is_some_and(|intent| intent.last_group + QUIET_GROUPS < group)
+                intent.is_some_and(|intent| intent.last_tick + QUIET_TICKS <= ticks)
                     && self.closable(*volume, *chunk)
             })
             .collect();
@@ -219,12 +232,18 @@ impl<B: Buffer> Store<B> {
         if self.ops.len() > 0 {
             return;
         }
-        while let Some(volume) = self.at_rest.first().copied() {
+        while let Some(rest) = self.at_rest.front().copied() {
+            if rest.since + REST_TICKS > ticks {
+                return;
+            }
+            let volume = rest.volume;
+            let held = self.directory.volumes.get(&volume);
+            let still = held.is_some_and(|held| held.last_version == rest.version);
             let all: Vec<_> = self
                 .intents
                 .of(volume, ChunkIndex(0))
                 .map(|chunk| (volume, chunk))
-                .filter(|(volume, chunk)| self.closable(*volume, *chunk))
+                .filter(|(volume, chunk)| still && self.closable(*volume, *chunk))
                 .take(CLOSES_MAX)
                 .collect();
             if !all.is_empty() {
@@ -232,7 +251,11 @@ impl<B: Buffer> Store<B> {
                 self.close_these(&all);
                 return;
             }
-            self.at_rest.remove(&volume);
+            self.at_rest.pop_front();
+            self.resting.remove(&volume);
+            if !still {
+                self.comes_to_rest(volume);
+            }
         }
     }
 
@@ -294,6 +317,23 @@ impl<B: Buffer> Store<B> {
             || std::mem::replace(&mut self.intent_room_flushed, flushed) != flushed;
         if moved || self.intents.len() < self.bounds.intents {
             self.ready.extend(self.wait_intent_room.drain(..));
+        }
+    }
+}
+
+impl<B> Store<B> {
+    /// The volume's last write may be known everywhere; if so, its chunks are closed later unless it is written
+    /// before.
+    pub(super) fn comes_to_rest(&mut self, volume: VolumeId) {
+        let Some(held) = self.directory.volumes.get(&volume) else {
+            return;
+        };
+        if held.settled >= held.last_version && self.resting.insert(volume) {
+            self.at_rest.push_back(Rest {
+                volume,
+                since: self.ticks,
+                version: held.last_version,
+            });
         }
     }
 }

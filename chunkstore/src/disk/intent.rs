@@ -17,6 +17,8 @@ pub(super) struct Intent {
     pub(super) waiting: Vec<u64>,
     /// Group of the last write.
     pub(super) last_group: GroupId,
+    /// Tick of the last write.
+    pub(super) last_tick: u64,
     /// Highest version written.
     pub(super) last_version: Version,
 }

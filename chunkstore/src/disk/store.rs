@@ -12,6 +12,7 @@ use super::api::{Disk, DiskResult, IoId, OpId, StoreAction, StoreReply, StoreReq
 use super::cache::Cache;
 use super::checkpoint::Checkpoint;
 use super::commit::{Commit, GroupId};
+use super::control::Rest;
 use super::directory::Directory;
 use super::intent::Intents;
 use super::layout::{BLOCK_BYTES, Geometry, ShardPlace, SlotIndex};
@@ -106,7 +107,11 @@ pub struct Store<B> {
     /// A marker is wanted for which the log has no room.
     pub(super) marker_stalled: bool,
     /// Volumes whose last write was known everywhere when somebody told.
-    pub(super) at_rest: BTreeSet<VolumeId>,
+    pub(super) at_rest: VecDeque<Rest>,
+    /// Those in `at_rest`.
+    pub(super) resting: BTreeSet<VolumeId>,
+    /// Calls of [`Store::tick`].
+    pub(super) ticks: u64,
     /// A marker of this group must become durable; the group that will tell it.
     pub(super) marker_wanted: GroupId,
     pub(super) marker_group: Option<GroupId>,
@@ -188,7 +193,9 @@ impl<B: Buffer> Store<B> {
             intent_room_moved: false,
             intent_room_flushed: 0,
             marker_stalled: false,
-            at_rest: BTreeSet::new(),
+            at_rest: VecDeque::new(),
+            resting: BTreeSet::new(),
+            ticks: 0,
             marker_wanted: 0,
             marker_group: None,
             written_marker_wanted: 0,
@@ -282,6 +289,11 @@ impl<B: Buffer> Store<B> {
             self.begin_sync(out);
         }
         self.maybe_closed();
+    }
+
+    /// Four times a second, about.
+    pub fn tick(&mut self) {
+        self.ticks += 1;
     }
 
     /// Once per turn: one step of sweeping suspect slots (when idle) and closing intents. `true` if

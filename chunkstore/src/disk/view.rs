@@ -65,9 +65,7 @@ impl<B> StoreView for Store<B> {
         };
         held.settled = held.settled.max(Version { token, seq });
         self.intent_room_moved = true;
-        if held.settled >= held.last_version {
-            self.at_rest.insert(volume);
-        }
+        self.comes_to_rest(volume);
     }
 
     fn settled_up_to(&self, volume: VolumeId) -> Version {

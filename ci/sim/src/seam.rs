@@ -134,6 +134,10 @@ impl StoreView for SeamStore {
 }
 
 impl Storage<Vec<u8>> for SeamStore {
+    fn tick(&mut self) {
+        self.store.tick();
+    }
+
     fn submit(
         &mut self,
         op: OpId,

@@ -287,6 +287,8 @@ impl StoreView for FakeStore {
 }
 
 impl Storage<Vec<u8>> for FakeStore {
+    fn tick(&mut self) {}
+
     fn submit(
         &mut self,
         op: OpId,

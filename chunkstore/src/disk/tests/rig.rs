@@ -268,6 +268,7 @@ impl Rig {
 
     pub(super) fn background(&mut self) {
         let mut out = Vec::new();
+        self.store.tick();
         self.store.background(&mut out);
         self.perform(out);
     }

@@ -340,8 +340,10 @@ pub(super) fn intents_open_durably_before_data_and_close_when_all_is_known() {
     rig.settle();
     assert_eq!(intents(&rig), [ChunkIndex(3)]);
     let open = |rig: &mut Rig| {
-        rig.background();
-        rig.settle();
+        for _ in 0..30 {
+            rig.background();
+            rig.settle();
+        }
         intents(rig)
     };
     assert_eq!(open(&mut rig).len(), 1, "neither flushed nor settled");
@@ -398,6 +400,23 @@ pub(super) fn all_intents_of_a_volume_at_rest_close() {
     rig.cut();
     rig.reopen();
     assert_eq!((rig.report.intents_open, rig.report.slots_suspect), (0, 0));
+}
+
+#[test]
+pub(super) fn one_write_after_the_other_opens_each_chunk_once() {
+    // All is known everywhere after each write, as with a guest that sends one request at a time.
+    let mut rig = Rig::new(8, 1);
+    for seq in 1..100u64 {
+        let chunk = u32::try_from(seq % 3).expect("small");
+        rig.done(write(chunk, 0, 1, seq, false));
+        rig.store.settled(VOLUME, Token(1), Seq(seq));
+        let mut out = Vec::new();
+        rig.store.background(&mut out);
+        rig.perform(out);
+        rig.settle();
+        let expected = seq.min(3);
+        assert_eq!(rig.store.stats().intents_open, expected, "after {seq}");
+    }
 }
 
 #[test]
