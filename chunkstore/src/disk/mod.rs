@@ -38,7 +38,7 @@ mod report;
 mod room;
 mod scan;
 mod settle;
-mod slab;
+pub(crate) mod slab;
 mod space;
 pub mod store;
 mod superblock;

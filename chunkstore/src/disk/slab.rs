@@ -2,7 +2,7 @@
 
 /// Entries by key; the key's upper half counts the uses of its place.
 #[derive(Debug)]
-pub(super) struct Slab<T> {
+pub(crate) struct Slab<T> {
     places: Vec<(u32, Option<T>)>,
     free: Vec<u32>,
 }
@@ -17,7 +17,7 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
-    pub(super) fn insert(&mut self, value: T) -> u64 {
+    pub(crate) fn insert(&mut self, value: T) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.places.push((0, None));
             u32::try_from(self.places.len() - 1).expect("admission bounds requests far below 2^32")
@@ -35,16 +35,16 @@ impl<T> Slab<T> {
         (u64::from(*uses) == key >> 32).then_some(index)
     }
 
-    pub(super) fn get(&self, key: u64) -> Option<&T> {
+    pub(crate) fn get(&self, key: u64) -> Option<&T> {
         self.places[self.place(key)?].1.as_ref()
     }
 
-    pub(super) fn get_mut(&mut self, key: u64) -> Option<&mut T> {
+    pub(crate) fn get_mut(&mut self, key: u64) -> Option<&mut T> {
         let index = self.place(key)?;
         self.places[index].1.as_mut()
     }
 
-    pub(super) fn remove(&mut self, key: u64) -> Option<T> {
+    pub(crate) fn remove(&mut self, key: u64) -> Option<T> {
         let index = self.place(key)?;
         let value = self.places[index].1.take()?;
         self.free
@@ -54,20 +54,20 @@ impl<T> Slab<T> {
 
     /// Takes the entry out for a while; its key stays valid for [`Slab::give_back`] or
     /// [`Slab::retire`], and nobody else finds it meanwhile.
-    pub(super) fn lend(&mut self, key: u64) -> Option<T> {
+    pub(crate) fn lend(&mut self, key: u64) -> Option<T> {
         let index = self.place(key)?;
         self.places[index].1.take()
     }
 
     /// Puts a lent entry back.
-    pub(super) fn give_back(&mut self, key: u64, value: T) {
+    pub(crate) fn give_back(&mut self, key: u64, value: T) {
         let index = self.place(key).expect("lent before");
         assert!(self.places[index].1.is_none(), "entry {key} was not lent");
         self.places[index].1 = Some(value);
     }
 
     /// The lent entry will not come back.
-    pub(super) fn retire(&mut self, key: u64) {
+    pub(crate) fn retire(&mut self, key: u64) {
         let index = self.place(key).expect("lent before");
         assert!(self.places[index].1.is_none(), "entry {key} was not lent");
         // The next use of the place gets another key; until then this one finds nothing.
@@ -75,11 +75,11 @@ impl<T> Slab<T> {
             .push(u32::try_from(index).expect("index of an entry"));
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.places.len() - self.free.len()
     }
 
-    pub(super) fn keys(&self) -> impl Iterator<Item = u64> + '_ {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = u64> + '_ {
         (0u64..)
             .zip(&self.places)
             .filter(|(_, (_, value))| value.is_some())

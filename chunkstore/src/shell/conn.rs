@@ -1,20 +1,18 @@
-//! One connection: a receiver that decodes frames, and an outbox sent once per turn.
+//! One connection: receives that decode frames, and an outbox sent once per turn.
 
 use super::buffer::NodeBuf;
 use super::gather::{Body, Outbox, shutdown};
-use super::notify::Notify;
-use futures_io::{AsyncRead, AsyncWrite};
-use glommio::net::TcpStream;
+use crate::core::{ConnId, PeerId};
+use glommio::io::DmaBuffer;
+use io_uring::{opcode, squeue, types};
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::pin::Pin;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use ukai_proto::decode::{DecodeError, Decoder, Need};
 use ukai_proto::{Buffer, Frame};
 
-/// Receive buffer: several requests of 4 KiB in one system call; the payload of large ones goes
+/// Receive buffer: several requests of 4 KiB in one operation; the payload of large ones goes
 /// straight into device memory.
 const RECEIVE_BYTES: usize = 64 << 10;
 /// A client that does not take its replies is not read from above this: what it may still be owed
@@ -32,34 +30,69 @@ pub(super) enum ReceiveError {
     Decode(#[from] DecodeError),
 }
 
+/// Who is at the other end.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Line {
+    /// A front, a tool, or a node that copies from here.
+    Client(ConnId),
+    /// A node that is copied from.
+    Peer(PeerId),
+}
+
+/// Is one of its kind in the kernel?
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Flight {
+    #[default]
+    No,
+    Yes,
+}
+
+#[derive(Debug)]
+struct Receive {
+    decoder: Decoder,
+    /// Allocated once: the kernel may be filling it.
+    buffer: Box<[u8]>,
+    /// A payload that has not wholly arrived, and how much of it has.
+    payload: Option<(DmaBuffer, usize)>,
+}
+
 /// Both directions of a connection, on one executor.
 #[derive(Debug)]
-pub(super) struct Conn {
-    stream: RefCell<TcpStream>,
-    fd: RawFd,
+pub(crate) struct Conn {
+    /// Shard, by its place on the executor.
+    pub(super) shard: usize,
+    pub(super) line: Line,
+    socket: OwnedFd,
+    receive: RefCell<Receive>,
+    receiving: Cell<Flight>,
+    polling: Cell<Flight>,
     outbox: RefCell<Outbox>,
-    /// The socket did not take everything: the writer task owns sending until it has.
+    /// The socket did not take everything.
     blocked: Cell<bool>,
     /// Close once the outbox is empty.
     closing: Cell<bool>,
     /// No more can be sent.
     broken: Cell<bool>,
-    wake_writer: Notify,
-    /// The outbox shrank.
-    room: Notify,
 }
 
 impl Conn {
-    pub(super) fn new(stream: TcpStream) -> Rc<Self> {
+    /// `socket`: a connected stream, in blocking mode (the ring would answer at once otherwise).
+    pub(super) fn new(shard: usize, line: Line, socket: OwnedFd) -> Rc<Self> {
         Rc::new(Self {
-            fd: stream.as_raw_fd(),
-            stream: RefCell::new(stream),
+            shard,
+            line,
+            socket,
+            receive: RefCell::new(Receive {
+                decoder: Decoder::new(),
+                buffer: vec![0; RECEIVE_BYTES].into_boxed_slice(),
+                payload: None,
+            }),
+            receiving: Cell::default(),
+            polling: Cell::default(),
             outbox: RefCell::default(),
             blocked: Cell::default(),
             closing: Cell::default(),
             broken: Cell::default(),
-            wake_writer: Notify::default(),
-            room: Notify::default(),
         })
     }
 
@@ -70,122 +103,149 @@ impl Conn {
         }
     }
 
-    /// Send what the socket takes; the writer task sends the rest.
-    pub(super) fn flush(&self) {
-        if self.blocked.get() || self.broken.get() {
-            return;
+    /// Send what the socket takes. `false`: it wants to be waited for.
+    pub(super) fn flush(&self) -> bool {
+        if self.blocked.get() {
+            return false;
         }
-        let sent = self.outbox.borrow_mut().send(self.fd);
+        if self.broken.get() {
+            return true;
+        }
+        let sent = self.outbox.borrow_mut().send(self.socket.as_raw_fd());
         match sent {
             Ok(true) if self.closing.get() => self.cut(),
             Ok(true) => {}
-            Ok(false) => {
-                self.blocked.set(true);
-                self.wake_writer.notify();
-            }
+            Ok(false) => self.blocked.set(true),
             Err(_) => self.cut(),
         }
+        !self.blocked.get()
     }
 
-    /// Close after what is in the outbox.
-    pub(super) fn close(&self) {
+    /// Close after what is in the outbox. `false`: see [`Conn::flush`].
+    pub(super) fn close(&self) -> bool {
         self.closing.set(true);
-        self.flush();
+        self.flush()
     }
 
-    /// Close now; the receiver sees the end of the stream.
+    /// Close now: what is in the kernel ends.
     pub(super) fn cut(&self) {
         if !self.broken.replace(true) {
             *self.outbox.borrow_mut() = Outbox::default();
-            shutdown(self.fd);
-            self.wake_writer.notify();
-            self.room.notify();
+            self.blocked.set(false);
+            shutdown(self.socket.as_raw_fd());
         }
     }
 
-    /// The writer task: sends what [`Conn::flush`] could not. Ends when the connection is cut.
-    pub(super) async fn write_blocked(self: Rc<Self>) {
-        while !self.broken.get() {
-            self.wake_writer.notified().await;
-            while self.blocked.get() && !self.broken.get() {
-                // One plain write waits for the socket to become writable.
-                let written = poll_fn(|cx| {
-                    let outbox = self.outbox.borrow();
-                    let first = outbox.first();
-                    if first.is_empty() {
-                        return std::task::Poll::Ready(Ok(0));
-                    }
-                    Pin::new(&mut *self.stream.borrow_mut()).poll_write(cx, first)
-                })
-                .await;
-                match written {
-                    Ok(n) => {
-                        self.outbox.borrow_mut().advance(n);
-                        self.blocked.set(false);
-                        self.flush();
-                        self.room.notify();
-                    }
-                    Err(_) => self.cut(),
-                }
-            }
+    /// Has it ended, with nothing of it in the kernel?
+    pub(super) fn is_over(&self) -> bool {
+        self.broken.get() && self.receiving.get() == Flight::No
+    }
+
+    /// May the peer be read from, by what it is still owed?
+    pub(super) fn has_room(&self) -> bool {
+        self.outbox.borrow().bytes() < OUTBOX_BYTES_MAX
+    }
+
+    /// The next receive, unless one is under way. Its memory lives as long as `self`, and is not touched before
+    /// [`Conn::received`].
+    pub(super) fn next_receive(&self) -> Option<squeue::Entry> {
+        if self.broken.get() || self.receiving.replace(Flight::Yes) == Flight::Yes {
+            return None;
         }
+        let fd = types::Fd(self.socket.as_raw_fd());
+        let mut receive = self.receive.borrow_mut();
+        let (out, flags) = match &mut receive.payload {
+            Some((payload, filled)) => (&mut payload.as_bytes_mut()[*filled..], libc::MSG_WAITALL),
+            None => (&mut receive.buffer[..], 0),
+        };
+        let bytes = u32::try_from(out.len()).expect("payloads are 1 MiB at most");
+        Some(
+            opcode::Recv::new(fd, out.as_mut_ptr(), bytes)
+                .flags(flags)
+                .build(),
+        )
     }
 
-    async fn read(&self, out: &mut [u8]) -> io::Result<usize> {
-        poll_fn(|cx| Pin::new(&mut *self.stream.borrow_mut()).poll_read(cx, out)).await
+    /// Wait until a blocked socket takes bytes, unless that is under way.
+    pub(super) fn next_poll(&self) -> Option<squeue::Entry> {
+        if !self.blocked.get() || self.polling.replace(Flight::Yes) == Flight::Yes {
+            return None;
+        }
+        #[allow(clippy::cast_sign_loss)] // event bits
+        let events = libc::POLLOUT as u32;
+        let fd = types::Fd(self.socket.as_raw_fd());
+        Some(opcode::PollAdd::new(fd, events).build())
     }
 
-    /// Receive frames until the peer closes, something fails, or the connection is cut. `deliver`
-    /// takes each frame; `pause` waits until the shard wants more.
-    pub(super) async fn receive<P: Future<Output = ()>>(
+    /// The wait of [`Conn::next_poll`] is over. `false`: see [`Conn::flush`].
+    pub(super) fn polled(&self) -> bool {
+        self.polling.set(Flight::No);
+        self.blocked.set(false);
+        self.flush()
+    }
+
+    /// The receive has ended with so many bytes, or an errno: hands out the frames that are complete now.
+    /// `false`: there will be no more.
+    pub(super) fn received(
         &self,
+        result: i32,
         mut deliver: impl FnMut(Frame<NodeBuf>),
-        pause: impl Fn() -> P,
-    ) -> Result<(), ReceiveError> {
-        let mut decoder = Decoder::new();
-        let mut buffer = vec![0; RECEIVE_BYTES];
-        loop {
-            pause().await;
-            let has_room = || self.broken.get() || self.outbox.borrow().bytes() < OUTBOX_BYTES_MAX;
-            self.room.until(has_room).await;
-            let received = self.read(&mut buffer).await?;
-            if received == 0 || self.broken.get() {
-                return Ok(());
+    ) -> Result<bool, ReceiveError> {
+        assert_eq!(
+            self.receiving.replace(Flight::No),
+            Flight::Yes,
+            "a receive ended that was not made"
+        );
+        let received = match usize::try_from(result) {
+            Ok(received) => received,
+            Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => return Ok(true),
+            Err(_) if self.broken.get() => return Ok(false),
+            Err(_) => return Err(io::Error::from_raw_os_error(-result).into()),
+        };
+        if received == 0 || self.broken.get() {
+            return Ok(false);
+        }
+        let receive = &mut *self.receive.borrow_mut();
+        if let Some((payload, filled)) = &mut receive.payload {
+            *filled += received;
+            if *filled == payload.len() {
+                let whole = receive.payload.take().map(|(payload, _)| NodeBuf(payload));
+                finish(&mut receive.decoder, whole, &mut deliver);
             }
-            let mut bytes = &buffer[..received];
-            while !bytes.is_empty() {
-                let taken = decoder.feed_head(bytes)?;
-                bytes = &bytes[taken..];
-                let Need::Data(total) = decoder.need() else {
-                    continue;
-                };
-                let data = if total == 0 {
-                    None
-                } else {
-                    let mut payload = glommio::allocate_dma_buffer(total);
-                    let out = payload.as_bytes_mut();
-                    let here = total.min(bytes.len());
-                    out[..here].copy_from_slice(&bytes[..here]);
-                    bytes = &bytes[here..];
-                    let mut filled = here;
-                    while filled < total {
-                        let received = self.read(&mut out[filled..]).await?;
-                        if received == 0 {
-                            return Ok(());
-                        }
-                        filled += received;
-                    }
-                    Some(NodeBuf::Dma(payload))
-                };
-                if let Some(frame) = decoder.finish(data) {
-                    assert_eq!(
-                        frame.data.as_ref().map_or(0, |data| data.as_slice().len()),
-                        frame.header.data_bytes(),
-                        "payload against header"
-                    );
-                    deliver(frame);
-                }
+            return Ok(true);
+        }
+        let mut bytes = &receive.buffer[..received];
+        while !bytes.is_empty() {
+            let taken = receive.decoder.feed_head(bytes)?;
+            bytes = &bytes[taken..];
+            let Need::Data(total) = receive.decoder.need() else {
+                continue;
+            };
+            if total == 0 {
+                finish(&mut receive.decoder, None, &mut deliver);
+                continue;
+            }
+            let mut payload = glommio::allocate_dma_buffer(total);
+            let here = total.min(bytes.len());
+            payload.as_bytes_mut()[..here].copy_from_slice(&bytes[..here]);
+            bytes = &bytes[here..];
+            if here < total {
+                receive.payload = Some((payload, here));
+            } else {
+                finish(&mut receive.decoder, Some(NodeBuf(payload)), &mut deliver);
             }
         }
+        Ok(true)
+    }
+}
+
+fn finish(decoder: &mut Decoder, data: Option<NodeBuf>, deliver: &mut impl FnMut(Frame<NodeBuf>)) {
+    if let Some(frame) = decoder.finish(data) {
+        assert_eq!(
+            frame.data.as_ref().map_or(0, |data| data.as_slice().len()),
+            frame.header.data_bytes(),
+            "payload against header"
+        );
+        deliver(frame);
     }
 }

@@ -1,66 +1,53 @@
-//! The device of an executor: two O_DIRECT descriptors, one of them O_DSYNC.
+//! The device of an executor: an O_DIRECT descriptor, and what operations on it look like on the ring.
 
 use super::buffer::{NodeBuf, for_device};
-use crate::disk::api::{DiskOp, DiskResult, IoId};
-use glommio::GlommioError;
-use glommio::io::{DmaFile, OpenOptions};
+use super::ring::{Ring, Transfer};
+use crate::disk::api::{DiskOp, IoId};
+use io_uring::{opcode, squeue, types};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Runs device operations.
+/// Makes device operations.
 #[derive(Debug)]
 pub(crate) struct Device {
-    plain: DmaFile,
-    /// Writes through this descriptor are durable when they complete: one operation instead of a
-    /// write and a flush, and no flush of what others wrote.
-    dsync: DmaFile,
+    file: File,
 }
 
 impl Device {
-    /// Open the device. `probe` is a small file on the same file system with written, synced content
-    /// (none for block devices): the runtime decides once per device and thread whether completions
-    /// can be polled, by reading the first block of the first file it opens; on a preallocated but
-    /// never written block that read never reaches the device, the answer would be a false yes, and
-    /// every later read would fail.
-    pub(crate) async fn open(path: &Path, probe: Option<&Path>) -> Result<Self, GlommioError<()>> {
-        if let Some(probe) = probe {
-            OpenOptions::new()
-                .read(true)
-                .dma_open(probe)
-                .await?
-                .close()
-                .await?;
-        }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        let plain = options.dma_open(path).await?;
-        let dsync = options.custom_flags(libc::O_DSYNC).dma_open(path).await?;
-        for file in [&plain, &dsync] {
-            direct(file)?;
-            super::fence::mark(file)?;
-        }
-        Ok(Self { plain, dsync })
+    /// Open the device.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(path)?;
+        super::fence::mark(&file)?;
+        Ok(Self { file })
     }
 
-    /// Run one operation to its end.
-    pub(crate) async fn run(&self, op: DiskOp<NodeBuf>) -> (IoId, DiskResult<NodeBuf>) {
+    /// Hand an operation to the ring, for the shard at this place of the executor.
+    pub(crate) fn begin(&self, ring: &Ring, shard: usize, op: DiskOp<NodeBuf>) {
+        let (io, transfer, entry) = self.entry(op);
+        ring.disk(shard, io, transfer, entry);
+    }
+
+    /// What it looks like, and the memory that it refers to.
+    fn entry(&self, op: DiskOp<NodeBuf>) -> (IoId, Transfer, squeue::Entry) {
+        let fd = types::Fd(self.file.as_raw_fd());
         match op {
             DiskOp::Read {
                 io,
                 position,
                 bytes,
             } => {
-                let result = self.plain.read_at_aligned(position, bytes as usize).await;
-                let result = match result {
-                    Ok(data) if data.len() == bytes as usize => {
-                        DiskResult::Read(NodeBuf::Read(data))
-                    }
-                    // Beyond the end of the file: it was cut since it was opened.
-                    Ok(_) => DiskResult::Failed(libc::EIO),
-                    Err(error) => DiskResult::Failed(errno(&error)),
-                };
-                (io, result)
+                let mut buffer = glommio::allocate_dma_buffer(bytes as usize);
+                let entry = opcode::Read::new(fd, buffer.as_bytes_mut().as_mut_ptr(), bytes)
+                    .offset(position)
+                    .build();
+                (io, Transfer::Read(buffer), entry)
             }
             DiskOp::Write {
                 io,
@@ -69,49 +56,33 @@ impl Device {
                 dsync,
             } => {
                 let buffer = for_device(data);
-                let bytes = buffer.len();
-                let file = if dsync { &self.dsync } else { &self.plain };
-                let result = match file.write_at(buffer, position).await {
-                    Ok(written) if written == bytes => DiskResult::Done,
-                    // The file system under a sparse file is full.
-                    Ok(_) => DiskResult::Failed(libc::ENOSPC),
-                    Err(error) => DiskResult::Failed(errno(&error)),
-                };
-                (io, result)
+                let bytes = u32::try_from(buffer.len()).expect("writes are a few MiB at most");
+                // Durable when it completes: one operation instead of a write and a flush, and no flush of
+                // what others wrote.
+                let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+                let entry = opcode::Write::new(fd, buffer.as_bytes().as_ptr(), bytes)
+                    .offset(position)
+                    .rw_flags(flags)
+                    .build();
+                (io, Transfer::Write(buffer), entry)
             }
-            DiskOp::Sync { io } => (io, done(self.plain.fdatasync().await)),
+            DiskOp::Sync { io } => {
+                let entry = opcode::Fsync::new(fd)
+                    .flags(types::FsyncFlags::DATASYNC)
+                    .build();
+                (io, Transfer::Nothing, entry)
+            }
             DiskOp::Punch {
                 io,
                 position,
                 bytes,
-            } => (io, done(self.plain.deallocate(position, bytes).await)),
+            } => {
+                let entry = opcode::Fallocate::new(fd, bytes)
+                    .offset(position)
+                    .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+                    .build();
+                (io, Transfer::Nothing, entry)
+            }
         }
     }
-}
-
-/// The runtime leaves O_DIRECT out on tmpfs, and takes every block device for a file on tmpfs: it asks for the
-/// file system of the name, and `/dev` is one. Through the page cache a write that the device refuses would
-/// be answered as done.
-fn direct(file: &impl AsRawFd) -> io::Result<()> {
-    // SAFETY: passes no memory; the descriptor is the file's.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    if flags < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: as above.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn done(result: Result<(), GlommioError<()>>) -> DiskResult<NodeBuf> {
-    match result {
-        Ok(()) => DiskResult::Done,
-        Err(error) => DiskResult::Failed(errno(&error)),
-    }
-}
-
-fn errno(error: &GlommioError<()>) -> i32 {
-    error.raw_os_error().unwrap_or(libc::EIO)
 }

@@ -4,9 +4,11 @@ use super::blocking::{Access, FileDisk};
 use super::clock::now_ns;
 use super::device::Device;
 use super::pulse::Pulse;
+use super::pump;
 use super::queues::Queues;
+use super::ring::Ring;
 use super::run::Event;
-use super::shard::{Command, Shard, Shared};
+use super::shard::{Command, Executor, Shard, Shared};
 use crate::core::{ShardCore, ShardIdentity};
 use crate::disk::layout::ShardPlace;
 use crate::disk::store::{Store, StoreLimits};
@@ -33,7 +35,6 @@ pub(super) struct Plan {
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
     pub(super) path: PathBuf,
-    pub(super) probe: Option<PathBuf>,
     /// Of one shard, bytes per second.
     pub(super) copy_rate: Option<u64>,
     pub(super) shared: Arc<Shared>,
@@ -119,34 +120,39 @@ async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
     let _pulse = Pulse::start()
         .await
         .map_err(|error| format!("start a thread: {error}"))?;
-    let queues = Queues::create();
-    let device = Device::open(&setting.path, setting.probe.as_deref()).await;
-    let device = device.map_err(|error| format!("open {}: {error}", setting.path.display()))?;
-    let device = Rc::new(device);
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        format!("{what} {}: {error}", setting.path.display())
+    };
+    let device = Device::open(&setting.path).map_err(|error| failed("open", &error))?;
+    let executor = Executor {
+        ring: Rc::new(Ring::create().map_err(|error| format!("make a ring: {error}"))?),
+        device: Rc::new(device),
+        queues: Queues::create(),
+        wake: Rc::default(),
+    };
     let mut shards = Vec::new();
-    for plan in plans {
+    for (place, plan) in plans.into_iter().enumerate() {
         let index = plan.identity.shard;
-        let mut disk = FileDisk::open(&setting.path, Access::Write)
-            .map_err(|error| format!("open {}: {error}", setting.path.display()))?;
+        let mut disk =
+            FileDisk::open(&setting.path, Access::Write).map_err(|error| failed("open", &error))?;
         let (limits, boot) = (StoreLimits::default(), plan.identity.incarnation.boot);
         let (store, report) = Store::open_on(&mut disk, &plan.place, limits, boot)
             .map_err(|error| format!("shard {index}: {error}"))?;
         tracing::info!(shard = index.0, ?report, "shard opened");
         let mut core = ShardCore::new(plan.identity, store);
         core.set_copy_rate(now_ns(), setting.copy_rate);
-        let shard = Shard::new(core, device.clone(), queues, setting.shared.clone());
-        let serving = shard.serve(plan.listeners, plan.commands);
-        let serving = glommio::spawn_local_into(serving, queues.data)
-            .map_err(|error| format!("shard {index}: {error}"))?;
-        shards.push((index, serving.detach()));
+        let shard = Shard::new(place, core, executor.clone(), setting.shared.clone());
+        shard.serve(plan.listeners, plan.commands);
+        shards.push(shard);
         let _ = setting.events.send(Event::Opened);
     }
-    for (index, serving) in shards {
-        let clean = serving.await.unwrap_or(false);
-        let _ = setting.events.send(Event::Stopped {
-            shard: index,
-            clean,
-        });
+    let pump = pump::run(executor.ring.clone(), shards.clone(), executor.wake.clone());
+    let pump = glommio::spawn_local_into(pump, executor.queues.data)
+        .map_err(|error| format!("spawn a task: {error}"))?;
+    pump.await.map_err(|error| format!("the ring: {error}"))?;
+    for shard in shards {
+        let (shard, clean) = (shard.id(), shard.stopped().unwrap_or(false));
+        let _ = setting.events.send(Event::Stopped { shard, clean });
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Is this a medium that keeps data? Refusals that `format` and `run` share.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -197,20 +197,6 @@ pub fn check_not_mounted(path: &Path) -> Result<(), MediumError> {
         }
     }
     Ok(())
-}
-
-/// A small file beside `path` with written, synced content; see [`super::device`] for its use.
-pub fn write_probe(path: &Path) -> Result<PathBuf, MediumError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".probe");
-    let probe = PathBuf::from(name);
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&probe)?;
-        file.write_all(&[0xa5; 4096])?;
-        file.sync_all()
-    };
-    write().map_err(io_error("write the probe file", &probe))?;
-    Ok(probe)
 }
 
 #[cfg(test)]

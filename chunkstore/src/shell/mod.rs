@@ -3,10 +3,13 @@
 //! Per shard, on its executor, single-threaded:
 //!
 //! ```text
-//! listener -> connection tasks -> queue -> turn: ShardCore::handle*, turn_end -> actions
-//!                                   ^                                              |
-//!                                   +---- one task per device operation <----------+--> gathered sends
+//! ring: receives, device operations -> queue -> turn: ShardCore::handle*, turn_end -> actions
+//!   ^                                                                               |
+//!   +-------------------------------------------------------------------------------+--> gathered sends
 //! ```
+//!
+//! The ring is the executor's own ([`ring`]); who waits in it, and for how long, says [`pump`]. Everything that is not
+//! asked for per request (accepting and making connections, timers, orders) is a task of the runtime.
 //!
 //! The metadata store is spoken to by a control thread; shards only ever look at a lease deadline.
 
@@ -26,7 +29,9 @@ pub mod medium;
 mod notify;
 mod peer;
 mod pulse;
+mod pump;
 mod queues;
+pub(crate) mod ring;
 pub mod run;
 mod shard;
 pub mod show;

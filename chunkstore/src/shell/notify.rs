@@ -32,19 +32,4 @@ impl Notify {
         })
         .await;
     }
-
-    /// Wait until `done` holds, looking again at each notification. For any number of waiters.
-    pub(super) async fn until(&self, done: impl Fn() -> bool) {
-        poll_fn(|cx| {
-            if done() {
-                return Poll::Ready(());
-            }
-            let mut waiters = self.waiters.borrow_mut();
-            if !waiters.iter().any(|waker| waker.will_wake(cx.waker())) {
-                waiters.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
-        .await;
-    }
 }

@@ -4,7 +4,7 @@ use super::blocking::{Access, FileDisk};
 use super::control::{Control, Isolation, MembershipError, check};
 use super::executor::{self, Plan, Setting, SpawnError};
 use super::listen::{self, ListenError, Listeners};
-use super::medium::{MediumError, check_file_system, io_error, write_probe};
+use super::medium::{MediumError, check_file_system, io_error};
 use super::shard::{Command, Shared};
 use super::systemd;
 use crate::core::ShardIdentity;
@@ -190,15 +190,9 @@ pub fn run(options: &Options) -> Result<(), Error> {
         capacity_bytes: block.capacity_bytes(),
         draining: false,
     };
-    let probe = if disk.is_block() {
-        None
-    } else {
-        Some(write_probe(path)?)
-    };
     let leftovers: Vec<PathBuf> = listeners
         .iter()
         .filter_map(|l| l.unix_path.clone())
-        .chain(probe.clone())
         .collect();
 
     let shared = Arc::new(Shared {
@@ -209,7 +203,6 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let (events_in, events) = flume::unbounded();
     let setting = Setting {
         path: path.clone(),
-        probe,
         // Volumes spread evenly over shards, which share nothing.
         copy_rate: options
             .copy_rate

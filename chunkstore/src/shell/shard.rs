@@ -2,15 +2,16 @@
 
 use super::buffer::NodeBuf;
 use super::clock::{now_ns, ns};
-use super::conn::Conn;
+use super::conn::{Conn, Line};
 use super::device::Device;
 use super::gather::Body;
 use super::notify::Notify;
 use super::peer;
 use super::queues::Queues;
-use super::stream::{adopt_listener, prepare};
-use crate::core::{ConnId, PeerId, ShardAction, ShardCore, ShardEvent};
-use crate::disk::api::{DiskOp, StoreView};
+use super::ring::{Completed, Ring};
+use super::stream::{adopt_listener, prepare, taken_over};
+use crate::core::{ConnId, ShardAction, ShardCore, ShardEvent};
+use crate::disk::api::StoreView;
 use glommio::net::TcpStream;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -19,6 +20,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use ukai_proto::ShardIndex;
 use ukai_proto::limits::SLOT_BYTES;
 
 /// Events of one turn: a group commit should not wait for more.
@@ -57,44 +59,57 @@ pub(super) struct Shared {
 /// The shell of a shard.
 pub(super) struct Shard {
     index: usize,
+    /// Among the shards of the executor.
+    place: usize,
     core: RefCell<ShardCore<NodeBuf>>,
-    device: Rc<Device>,
-    queues: Queues,
+    executor: Executor,
     shared: Arc<Shared>,
     queue: RefCell<VecDeque<ShardEvent<NodeBuf>>>,
-    wake: Notify,
-    room: Notify,
-    conns: RefCell<BTreeMap<ConnId, Rc<Conn>>>,
-    peers: RefCell<BTreeMap<PeerId, Rc<Conn>>>,
+    lines: RefCell<BTreeMap<Line, Rc<Conn>>>,
+    /// Not read from for now: the shard is behind, or they do not take their replies.
+    paused: RefCell<Vec<Rc<Conn>>>,
+    actions: RefCell<Vec<ShardAction<NodeBuf>>>,
     next_conn: Cell<u64>,
     lease_held: Cell<bool>,
     /// A timer that wakes the core runs until then.
     wakes_at: Cell<Option<u64>>,
     poisoned: Cell<bool>,
+    /// Was the stop clean?
+    stopped: Cell<Option<bool>>,
+}
+
+/// What the shards of an executor share.
+#[derive(Clone, Debug)]
+pub(super) struct Executor {
+    pub(super) ring: Rc<Ring>,
+    pub(super) device: Rc<Device>,
+    pub(super) queues: Queues,
+    /// Wakes the pump.
+    pub(super) wake: Rc<Notify>,
 }
 
 impl Shard {
     pub(super) fn new(
+        place: usize,
         core: ShardCore<NodeBuf>,
-        device: Rc<Device>,
-        queues: Queues,
+        executor: Executor,
         shared: Arc<Shared>,
     ) -> Rc<Self> {
         Rc::new(Self {
             index: core.identity().shard.0.into(),
+            place,
             core: RefCell::new(core),
-            device,
-            queues,
+            executor,
             shared,
             queue: RefCell::default(),
-            wake: Notify::default(),
-            room: Notify::default(),
-            conns: RefCell::default(),
-            peers: RefCell::default(),
+            lines: RefCell::default(),
+            paused: RefCell::default(),
+            actions: RefCell::default(),
             next_conn: Cell::new(1),
             lease_held: Cell::new(false),
             wakes_at: Cell::new(None),
             poisoned: Cell::new(false),
+            stopped: Cell::new(None),
         })
     }
 
@@ -107,48 +122,131 @@ impl Shard {
         }
     }
 
-    /// Queue an event for the next turn.
+    /// Queue an event for the next turn, from a task of the runtime.
     pub(super) fn push(&self, event: ShardEvent<NodeBuf>) {
         self.queue.borrow_mut().push_back(event);
-        self.wake.notify();
+        self.executor.wake.notify();
     }
 
-    /// Serve until stopped; tells whether the stop was clean.
-    pub(super) async fn serve(
-        self: Rc<Self>,
+    /// Queue an event for the turn that follows.
+    fn join_turn(&self, event: ShardEvent<NodeBuf>) {
+        self.queue.borrow_mut().push_back(event);
+    }
+
+    /// Begin to serve.
+    pub(super) fn serve(
+        self: &Rc<Self>,
         listeners: Vec<OwnedFd>,
         commands: flume::Receiver<Command>,
-    ) -> bool {
+    ) {
+        let queue = self.executor.queues.data;
         for listener in listeners {
-            self.spawn(self.queues.data, self.clone().accept(listener));
+            self.spawn(queue, self.clone().accept(listener));
         }
-        self.spawn(self.queues.data, self.clone().listen_to(commands));
-        self.spawn(self.queues.data, self.clone().tick());
-        let mut actions = Vec::new();
-        loop {
-            self.wake.until(|| !self.queue.borrow().is_empty()).await;
-            let now = now_ns();
-            {
-                let mut core = self.core.borrow_mut();
-                // Before anything is served: the process may have been stopped for a while.
-                if let Some(event) = self.look_at_lease(now) {
-                    core.handle(now, event, &mut actions);
-                }
-                for _ in 0..TURN_EVENTS_MAX {
-                    let Some(event) = self.queue.borrow_mut().pop_front() else {
-                        break;
-                    };
-                    core.handle(now, event, &mut actions);
-                }
-                core.turn_end(now, &mut actions);
+        self.spawn(queue, self.clone().listen_to(commands));
+        self.spawn(queue, self.clone().tick());
+    }
+
+    /// Is there something for a turn?
+    pub(super) fn has_events(&self) -> bool {
+        self.stopped.get().is_none() && !self.queue.borrow().is_empty()
+    }
+
+    /// Which one it is.
+    pub(super) fn id(&self) -> ShardIndex {
+        self.core.borrow().identity().shard
+    }
+
+    /// Stopped; clean?
+    pub(super) fn stopped(&self) -> Option<bool> {
+        self.stopped.get()
+    }
+
+    /// Something came back from the ring.
+    pub(super) fn completed(&self, completed: Completed) {
+        match completed {
+            Completed::Disk { io, result, .. } => {
+                self.join_turn(ShardEvent::DiskDone { io, result });
             }
-            self.room.notify();
-            self.set_timer(now);
-            if let Some(clean) = self.carry_out(&mut actions) {
-                return clean;
+            Completed::Writable(conn) => {
+                if !conn.polled() {
+                    self.executor.ring.writable(&conn);
+                }
+                self.resume();
             }
-            // Receivers and completions that are ready join the next turn, not one turn each.
-            glommio::yield_if_needed().await;
+            Completed::Receive(conn, result) => {
+                let deliver = |frame| {
+                    self.join_turn(match conn.line {
+                        Line::Client(id) => ShardEvent::Frame { conn: id, frame },
+                        Line::Peer(id) => ShardEvent::PeerFrame { peer: id, frame },
+                    });
+                };
+                match conn.received(result, deliver) {
+                    Ok(true) => return self.receive(conn),
+                    Ok(false) => {}
+                    Err(error) => {
+                        tracing::warn!(shard = self.index, line = ?conn.line, %error, "connection dropped");
+                    }
+                }
+                conn.cut();
+                self.over(&conn);
+            }
+        }
+    }
+
+    /// Read on, now or when there is room.
+    fn receive(&self, conn: Rc<Conn>) {
+        if conn.is_over() {
+            self.over(&conn);
+        } else if conn.has_room() && self.queue.borrow().len() < QUEUE_EVENTS_MAX {
+            self.executor.ring.receive(&conn);
+        } else {
+            self.paused.borrow_mut().push(conn);
+        }
+    }
+
+    /// Nothing more comes from it.
+    fn over(&self, conn: &Conn) {
+        self.lines.borrow_mut().remove(&conn.line);
+        self.join_turn(match conn.line {
+            Line::Client(id) => ShardEvent::ConnClosed { conn: id },
+            Line::Peer(id) => ShardEvent::PeerClosed { peer: id },
+        });
+    }
+
+    /// A turn, if there is something for one. `true`: there was.
+    pub(super) fn turn(self: &Rc<Self>) -> bool {
+        if !self.has_events() {
+            return false;
+        }
+        let mut actions = self.actions.take();
+        let now = now_ns();
+        {
+            let mut core = self.core.borrow_mut();
+            // Before anything is served: the process may have been stopped for a while.
+            if let Some(event) = self.look_at_lease(now) {
+                core.handle(now, event, &mut actions);
+            }
+            for _ in 0..TURN_EVENTS_MAX {
+                let Some(event) = self.queue.borrow_mut().pop_front() else {
+                    break;
+                };
+                core.handle(now, event, &mut actions);
+            }
+            core.turn_end(now, &mut actions);
+        }
+        self.set_timer(now);
+        self.carry_out(&mut actions);
+        self.actions.replace(actions);
+        self.resume();
+        true
+    }
+
+    /// Those that were not read from may be again.
+    fn resume(&self) {
+        let paused = self.paused.take();
+        for conn in paused {
+            self.receive(conn);
         }
     }
 
@@ -163,7 +261,7 @@ impl Shard {
         }
         self.wakes_at.set(Some(at));
         let shard = self.clone();
-        self.spawn(self.queues.data, async move {
+        self.spawn(self.executor.queues.data, async move {
             glommio::timer::sleep(wait).await;
             if shard.wakes_at.get() == Some(at) {
                 shard.wakes_at.set(None);
@@ -172,41 +270,29 @@ impl Shard {
         });
     }
 
-    /// Carry out the actions of a turn; `Some(clean)` once the shard has stopped.
-    fn carry_out(self: &Rc<Self>, actions: &mut Vec<ShardAction<NodeBuf>>) -> Option<bool> {
-        let mut stopped = None;
+    fn carry_out(self: &Rc<Self>, actions: &mut Vec<ShardAction<NodeBuf>>) {
+        let executor = &self.executor;
         let mut dirty = BTreeSet::new();
-        let mut dirty_peers = BTreeSet::new();
         for action in actions.drain(..) {
             match action {
                 ShardAction::Send { conn, frame } => {
-                    if let Some(target) = self.conns.borrow().get(&conn) {
+                    let line = Line::Client(conn);
+                    if let Some(target) = self.lines.borrow().get(&line) {
                         target.push(frame.head_bytes(), Body::Reply(frame.data));
-                        dirty.insert(conn);
+                        dirty.insert(line);
                     }
                 }
                 ShardAction::Close { conn, reason } => {
-                    let target = self.conns.borrow_mut().remove(&conn);
+                    let target = self.lines.borrow().get(&Line::Client(conn)).cloned();
                     if let Some(target) = target {
                         tracing::info!(shard = self.index, conn = conn.0, %reason, "connection closed");
-                        target.close();
+                        if !target.close() {
+                            executor.ring.writable(&target);
+                        }
                     }
                 }
                 ShardAction::Disk(op) => {
-                    let shard = self.clone();
-                    let scrub = match &op {
-                        DiskOp::Read { io, .. } => self.core.borrow().store().in_background(*io),
-                        _ => false,
-                    };
-                    let queue = if scrub {
-                        self.queues.copy
-                    } else {
-                        self.queues.data
-                    };
-                    self.spawn(queue, async move {
-                        let (io, result) = shard.device.run(op).await;
-                        shard.push(ShardEvent::DiskDone { io, result });
-                    });
+                    executor.device.begin(&executor.ring, self.place, op);
                 }
                 ShardAction::PeerConnect {
                     peer,
@@ -214,9 +300,9 @@ impl Shard {
                     addresses,
                 } => {
                     let shard = self.clone();
-                    self.spawn(self.queues.copy, async move {
+                    self.spawn(executor.queues.copy, async move {
                         match peer::connect(&addresses).await {
-                            Ok(stream) => shard.adopt_peer(peer, stream),
+                            Ok(stream) => shard.adopt(Line::Peer(peer), &stream),
                             Err(error) => {
                                 tracing::warn!(
                                     shard = shard.index, %source, ?addresses, %error,
@@ -228,37 +314,48 @@ impl Shard {
                     });
                 }
                 ShardAction::PeerSend { peer, frame } => {
-                    if let Some(target) = self.peers.borrow().get(&peer) {
+                    let line = Line::Peer(peer);
+                    if let Some(target) = self.lines.borrow().get(&line) {
                         let mut head = frame.header.encode().to_vec();
                         head.extend_from_slice(&frame.aux);
                         target.push(head, Body::Request(frame.data));
-                        dirty_peers.insert(peer);
+                        dirty.insert(line);
                     }
                 }
                 ShardAction::PeerClose { peer } => {
-                    let target = self.peers.borrow_mut().remove(&peer);
+                    let target = self.lines.borrow_mut().remove(&Line::Peer(peer));
                     target.into_iter().for_each(|target| target.cut());
                 }
-                ShardAction::Stopped { clean } => stopped = Some(clean),
+                ShardAction::Stopped { clean } => self.stop(clean),
             }
         }
         // One gathered send per connection and turn.
-        for conn in dirty {
-            let target = self.conns.borrow().get(&conn).cloned();
-            target.into_iter().for_each(|target| target.flush());
+        for line in dirty {
+            let target = self.lines.borrow().get(&line).cloned();
+            if let Some(target) = target
+                && !target.flush()
+            {
+                executor.ring.writable(&target);
+            }
         }
-        for peer in dirty_peers {
-            let target = self.peers.borrow().get(&peer).cloned();
-            target.into_iter().for_each(|target| target.flush());
+    }
+
+    /// Nothing is served any more; what is in the kernel ends.
+    fn stop(&self, clean: bool) {
+        self.stopped.set(Some(clean));
+        for conn in self.lines.borrow().values() {
+            conn.cut();
         }
-        stopped
     }
 
     async fn accept(self: Rc<Self>, listener: OwnedFd) {
         let listener = adopt_listener(listener);
         loop {
             match listener.accept().await {
-                Ok(stream) => self.adopt(stream),
+                Ok(stream) => {
+                    let id = ConnId(self.next_conn.replace(self.next_conn.get() + 1));
+                    self.adopt(Line::Client(id), &stream);
+                }
                 Err(error) => {
                     tracing::warn!(shard = self.index, %error, "accept a connection");
                     glommio::timer::sleep(ACCEPT_PAUSE).await;
@@ -267,55 +364,33 @@ impl Shard {
         }
     }
 
-    fn prepare(&self, stream: &TcpStream) {
+    /// Take a connection.
+    fn adopt(&self, line: Line, stream: &TcpStream) {
         if let Err(error) = prepare(stream) {
             tracing::warn!(shard = self.index, %error, "set the options of a connection");
         }
-    }
-
-    /// Take a client's connection.
-    fn adopt(self: &Rc<Self>, stream: TcpStream) {
-        self.prepare(&stream);
-        let id = ConnId(self.next_conn.replace(self.next_conn.get() + 1));
-        let conn = Conn::new(stream);
-        self.conns.borrow_mut().insert(id, conn.clone());
-        self.push(ShardEvent::ConnOpened { conn: id });
-        self.spawn(self.queues.data, conn.clone().write_blocked());
-        let shard = self.clone();
-        self.spawn(self.queues.data, async move {
-            let deliver = |frame| shard.push(ShardEvent::Frame { conn: id, frame });
-            if let Err(error) = conn.receive(deliver, || shard.has_room()).await {
-                tracing::warn!(shard = shard.index, conn = id.0, %error, "connection dropped");
+        let (opened, closed) = match line {
+            Line::Client(conn) => (
+                ShardEvent::ConnOpened { conn },
+                ShardEvent::ConnClosed { conn },
+            ),
+            Line::Peer(peer) => (
+                ShardEvent::PeerOpened { peer },
+                ShardEvent::PeerClosed { peer },
+            ),
+        };
+        let socket = match taken_over(stream) {
+            Ok(socket) if self.stopped.get().is_none() => socket,
+            Ok(_) => return,
+            Err(error) => {
+                tracing::warn!(shard = self.index, %error, "take a connection over");
+                return self.push(closed);
             }
-            conn.cut();
-            shard.conns.borrow_mut().remove(&id);
-            shard.push(ShardEvent::ConnClosed { conn: id });
-        });
-    }
-
-    /// Take the connection to a peer that the core asked for.
-    fn adopt_peer(self: &Rc<Self>, id: PeerId, stream: TcpStream) {
-        self.prepare(&stream);
-        let conn = Conn::new(stream);
-        self.peers.borrow_mut().insert(id, conn.clone());
-        self.push(ShardEvent::PeerOpened { peer: id });
-        self.spawn(self.queues.copy, conn.clone().write_blocked());
-        let shard = self.clone();
-        self.spawn(self.queues.copy, async move {
-            let deliver = |frame| shard.push(ShardEvent::PeerFrame { peer: id, frame });
-            if let Err(error) = conn.receive(deliver, || shard.has_room()).await {
-                tracing::warn!(shard = shard.index, peer = id.0, %error, "peer dropped");
-            }
-            conn.cut();
-            shard.peers.borrow_mut().remove(&id);
-            shard.push(ShardEvent::PeerClosed { peer: id });
-        });
-    }
-
-    /// Receivers wait here while the shard is behind.
-    async fn has_room(&self) {
-        let room = || self.queue.borrow().len() < QUEUE_EVENTS_MAX;
-        self.room.until(room).await;
+        };
+        let conn = Conn::new(self.place, line, socket);
+        self.lines.borrow_mut().insert(line, conn.clone());
+        self.push(opened);
+        self.receive(conn);
     }
 
     async fn listen_to(self: Rc<Self>, commands: flume::Receiver<Command>) {

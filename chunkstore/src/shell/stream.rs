@@ -6,7 +6,7 @@
 
 use glommio::net::{TcpListener, TcpStream};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 /// A peer that says nothing for so long is asked whether it lives,
 const KEEPALIVE_IDLE_S: libc::c_int = 30;
@@ -29,6 +29,23 @@ pub(super) fn adopt_listener(socket: impl Into<OwnedFd>) -> TcpListener {
     // SAFETY: the descriptor is open, a listening stream socket, and owned by nobody else from here
     // on.
     unsafe { TcpListener::from_raw_fd(socket.into().into_raw_fd()) }
+}
+
+/// The socket of a stream, for the executor's own ring. In blocking mode: there is no other way to tell the ring
+/// to wait for what comes. The runtime must not use the stream any more.
+pub(super) fn taken_over(stream: &TcpStream) -> io::Result<OwnedFd> {
+    // SAFETY: open as long as the stream lives, which is longer than this call.
+    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) }.try_clone_to_owned()?;
+    // SAFETY: passes no memory; the descriptor is ours.
+    let flags = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    match unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) } {
+        0 => Ok(socket),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn set_option(

@@ -7,12 +7,12 @@ use crate::disk::api::{Disk, DiskOp, DiskResult, IoId};
 use crate::shell::blocking::{Access, FileDisk};
 use crate::shell::buffer::NodeBuf;
 use crate::shell::device::Device;
-use crate::shell::medium::write_probe;
+use crate::shell::ring::{Completed, Ring};
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::rc::Rc;
+use std::time::Duration;
 use tempfile::TempDir;
 use ukai_proto::Buffer;
 
@@ -100,23 +100,35 @@ fn plain(op: DiskOp<Vec<u8>>) -> DiskOp<NodeBuf> {
 
 async fn serve(
     path: PathBuf,
-    probe: Option<PathBuf>,
     requests: flume::Receiver<DiskOp<Vec<u8>>>,
     done: flume::Sender<(IoId, DiskResult<Vec<u8>>)>,
 ) {
-    let device = Rc::new(Device::open(&path, probe.as_deref()).await.expect("opens"));
-    while let Ok(op) = requests.recv_async().await {
-        let (device, done) = (device.clone(), done.clone());
-        glommio::spawn_local(async move {
-            let (io, result) = device.run(plain(op)).await;
+    let device = Device::open(&path).expect("opens");
+    let ring = Ring::create().expect("a ring");
+    let mut completed = Vec::new();
+    loop {
+        if ring.is_idle() {
+            match requests.recv_async().await {
+                Ok(op) => device.begin(&ring, 0, plain(op)),
+                Err(_) => return,
+            }
+        }
+        while let Ok(op) = requests.try_recv() {
+            device.begin(&ring, 0, plain(op));
+        }
+        ring.wait(Duration::from_millis(1)).expect("enters");
+        ring.reap(&mut completed);
+        for completed in completed.drain(..) {
+            let Completed::Disk { io, result, .. } = completed else {
+                panic!("there are no connections");
+            };
             let result = match result {
                 DiskResult::Read(buffer) => DiskResult::Read(buffer.as_slice().to_vec()),
                 DiskResult::Done => DiskResult::Done,
                 DiskResult::Failed(errno) => DiskResult::Failed(errno),
             };
             let _ = done.send((io, result));
-        })
-        .detach();
+        }
     }
 }
 
@@ -125,20 +137,19 @@ fn make(bytes: u64, as_loop: bool) -> (Box<dyn Backend>, Box<dyn Disk>) {
     let file = dir.path().join("node");
     // Written, not only reserved: the content is zeros from the beginning, as the fake's.
     std::fs::write(&file, vec![0; usize::try_from(bytes).expect("small")]).expect("writes");
-    let probe = write_probe(&file).expect("writes");
-    let (path, probe, loop_device) = if as_loop {
+    let (path, loop_device) = if as_loop {
         let said = losetup(&[Path::new("-f"), Path::new("--show"), &file]);
         let device = PathBuf::from(said.trim());
-        (device.clone(), None, Some(device))
+        (device.clone(), Some(device))
     } else {
-        (file, Some(probe), None)
+        (file, None)
     };
     let blocking = FileDisk::open(&path, Access::Write).expect("opens");
     let (requests, inbox) = flume::unbounded();
     let (outbox, done) = flume::unbounded();
     let executor = LocalExecutorBuilder::new(Placement::Unbound)
         .io_memory(1 << 20)
-        .spawn(move || serve(path, probe, inbox, outbox))
+        .spawn(move || serve(path, inbox, outbox))
         .expect("an executor");
     let real = Real {
         requests: Some(requests),
@@ -180,6 +191,7 @@ on_real_devices! {
     rules::released_chunks_are_gone_for_good_and_others_stay,
     rules::intents_open_durably_before_data_and_close_when_all_is_known,
     rules::all_intents_of_a_volume_at_rest_close,
+    rules::one_write_after_the_other_opens_each_chunk_once,
     model::random_requests_against_the_oracle_with_clean_stops,
     power::random_cuts,
     power::random_process_crashes_lose_nothing_that_was_answered,
