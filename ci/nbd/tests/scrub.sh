@@ -76,11 +76,16 @@ scrub 0
 counts 0 0
 
 # A node that lost writes which it had acknowledged: a copy of the file of the running node, put in its place
-# after a kill (nothing tells it apart then). Differences are rolled forward to the latest write.
+# after a kill (nothing tells it apart then). Differences are rolled forward to the latest write. Nodes that were
+# stopped have no chunk open, which the front would reconcile before the scrub sees it.
+node_stop b1
+node_start b1
 cp "$cluster/nodes/b1" "$cluster/nodes/copy"
 attach disk
 guest -c 'write -P 0x99 130M 1M' -c 'discard 140M 1M' -c flush >/dev/null
 front_detach disk
+node_stop a1
+node_start a1
 node_kill b1
 mv "$cluster/nodes/copy" "$cluster/nodes/b1"
 node_start b1
