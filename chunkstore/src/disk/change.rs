@@ -24,6 +24,15 @@ pub(super) fn is_newer(version: Version, held: &SectorState) -> bool {
     version > held.version || (weak && version == held.version)
 }
 
+/// What a slot is wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// More data. The last free slots are not for it ([`super::layout::Geometry::reserve_slots`]).
+    Data,
+    /// What another replica has of a write that did not reach all of them: without it the chunk cannot be touched.
+    Equal,
+}
+
 /// Where changes of a piece of a chunk go.
 pub(super) enum Target {
     /// It has a slot, whose page is at hand.
@@ -169,6 +178,7 @@ impl<B: Buffer> Store<B> {
         target: &Target,
         generation: Generation,
         mut need: Need,
+        purpose: Purpose,
     ) -> Result<SlotIndex, Stop> {
         let hole = match target {
             Target::Slot(slot) => {
@@ -180,7 +190,11 @@ impl<B: Buffer> Store<B> {
         };
         // A late write of an older generation must not hide the discard that it falls into.
         let generation = hole.map_or(generation, |(_, hole)| generation.max(hole.generation));
-        let Some(slot) = self.space.free.last().copied() else {
+        let kept = match purpose {
+            Purpose::Equal => 0,
+            Purpose::Data => self.geometry.reserve_slots(),
+        };
+        let Some(slot) = self.space.next_free(kept) else {
             return Err(self.wait_for_slot(key));
         };
         let record = Record::Alloc {
@@ -222,7 +236,7 @@ impl<B: Buffer> Store<B> {
     }
 
     pub(super) fn wake_slots(&mut self) {
-        if !self.space.free.is_empty() || self.space.soon().is_none() {
+        if self.space.take_gained() || self.space.soon().is_none() {
             self.ready.extend(self.wait_slot.drain(..));
         }
     }

@@ -26,6 +26,8 @@ pub const HOLES_PER_PAGE: u32 = 56;
 pub const LOG_BLOCKS_MIN: u64 = 64;
 /// Most log blocks (64 MiB): bounds the time of a replay.
 pub const LOG_BLOCKS_MAX: u64 = 16 << 10;
+/// Most slots kept free for [`Geometry::reserve_slots`].
+const RESERVE_SLOTS_MAX: u32 = 64;
 /// Most slots of a shard (64 TiB): keeps slot numbers and page numbers inside `u32` together.
 pub const SLOTS_MAX: u64 = 1 << 26;
 
@@ -144,6 +146,14 @@ impl Geometry {
     #[must_use]
     pub fn slot_position(&self, slot: SlotIndex) -> u64 {
         self.page_position(PageIndex(self.pages())) + u64::from(slot.0) * SLOT_BYTES as u64
+    }
+
+    /// Slots that guests' writes and copies leave free. When a node is full, writes in flight are on other replicas
+    /// already: their chunks can be made equal only if this one takes them. As many as a volume's requests in flight
+    /// are likely to touch; a 16th of a small node. (Ceph keeps such a rest too: its "full" and "failsafe full" ratios.)
+    #[must_use]
+    pub fn reserve_slots(&self) -> usize {
+        (self.slots / 16).min(RESERVE_SLOTS_MAX) as usize
     }
 
     /// Holes there can be.

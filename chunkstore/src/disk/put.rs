@@ -1,7 +1,7 @@
 //! PUT: copied sectors with the states of their source.
 
 use super::api::{PutRule, StoreAction, WriteData};
-use super::change::{Target, runs};
+use super::change::{Purpose, Target, runs};
 use super::op::{Kind, Op};
 use super::record::{Record, Run};
 use super::room::Need;
@@ -167,9 +167,14 @@ impl<B: Buffer> Store<B> {
                 states: Cow::Borrowed(&states[usize::from(*at) - first..][..usize::from(*count)]),
             })
         };
+        let purpose = if rule.is_mirror() {
+            Purpose::Data
+        } else {
+            Purpose::Equal
+        };
         let mut need = Need::default();
         records(super::layout::SlotIndex(0)).for_each(|record| need.record(&record));
-        let slot = match self.slot_for(key, &span.key, &target, generation, need) {
+        let slot = match self.slot_for(key, &span.key, &target, generation, need, purpose) {
             Ok(slot) => slot,
             Err(stop) => return stop.step(),
         };

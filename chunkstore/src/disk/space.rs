@@ -33,6 +33,8 @@ pub(super) struct Space {
     /// To be punched.
     to_punch: VecDeque<SlotIndex>,
     punching: usize,
+    /// There is one more since [`Space::take_gained`].
+    gained: bool,
     /// Tombstones that a recovery would need.
     pub(super) tombstones: Vec<Tombstone>,
     /// Free slots whose pages on disk name an owner that a tombstone has removed.
@@ -76,5 +78,17 @@ impl Space {
     pub(super) fn punched(&mut self, slot: SlotIndex) {
         self.punching -= 1;
         self.free.push(slot);
+        self.gained = true;
+    }
+
+    /// Has a slot become free since this was last asked?
+    pub(super) fn take_gained(&mut self) -> bool {
+        std::mem::take(&mut self.gained)
+    }
+
+    /// The next free slot, if there are more than `kept`.
+    pub(super) fn next_free(&self, kept: usize) -> Option<SlotIndex> {
+        let free = self.free.last().copied();
+        free.filter(|_| self.free.len() > kept)
     }
 }

@@ -1,7 +1,7 @@
 //! WRITE: data in place and its record, together.
 
 use super::api::{StoreAction, WriteData};
-use super::change::{is_newer, runs};
+use super::change::{Purpose, is_newer, runs};
 use super::layout::SlotIndex;
 use super::op::{Kind, Op};
 use super::record::{Record, Run};
@@ -66,7 +66,7 @@ impl<B: Buffer> Store<B> {
         };
         let mut need = Need::default();
         records(SlotIndex(0)).for_each(|record| need.record(&record));
-        let slot = match self.slot_for(key, &span.key, &target, generation, need) {
+        let slot = match self.slot_for(key, &span.key, &target, generation, need, Purpose::Data) {
             Ok(slot) => slot,
             Err(stop) => {
                 let Kind::Write { crcs: place, .. } = &mut op.kind else {

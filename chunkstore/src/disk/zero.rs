@@ -1,7 +1,7 @@
 //! ZERO: versioned zeros. Whole pieces of zeros need no slot.
 
 use super::api::StoreAction;
-use super::change::{Target, is_newer, runs};
+use super::change::{Purpose, Target, is_newer, runs};
 use super::directory::Entry;
 use super::hole::{Hole, HoleEntry, HoleIndex, SlotKey};
 use super::layout::SlotIndex;
@@ -83,10 +83,11 @@ impl<B: Buffer> Store<B> {
                 };
                 let mut need = Need::default();
                 records(SlotIndex(0)).for_each(|record| need.record(&record));
-                let slot = match self.slot_for(key, &span.key, &target, generation, need) {
-                    Ok(slot) => slot,
-                    Err(stop) => return stop.step(),
-                };
+                let slot =
+                    match self.slot_for(key, &span.key, &target, generation, need, Purpose::Data) {
+                        Ok(slot) => slot,
+                        Err(stop) => return stop.step(),
+                    };
                 for record in records(slot) {
                     self.log.append(&record);
                 }

@@ -100,6 +100,9 @@ pub struct LaneConfig {
     /// Nodes that failed requests and that control cannot do without: those requests end with the error.
     /// What others failed waits, until control has recorded them stale.
     pub helpless: BTreeSet<NodeId>,
+    /// Nodes that had no room and that control cannot do without. They are asked first: what they refuse must not be
+    /// on other replicas, as it could not be made equal.
+    pub full: BTreeSet<NodeId>,
     /// Where lanes count the use of chunks.
     pub heat: Arc<HeatTable>,
     sets: BTreeMap<u16, CompiledSet>,
@@ -166,6 +169,7 @@ impl LaneConfig {
             nodes,
             unreconciled: BTreeSet::new(),
             helpless: BTreeSet::new(),
+            full: BTreeSet::new(),
             heat: Arc::default(),
             sets,
             map,

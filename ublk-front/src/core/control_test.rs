@@ -689,6 +689,35 @@ fn the_last_in_sync_node_is_never_recorded_stale() {
     assert_eq!(world.ended, None);
 }
 
+/// Lanes ask it first, until it may have room again.
+#[test]
+fn the_last_in_sync_node_is_known_to_be_full_for_a_while() {
+    let full = |world: &World| {
+        let mut orders = world.orders.iter().rev();
+        let installed = orders.find_map(|order| match order {
+            LaneOrder::Install { config, .. } => Some(Arc::clone(config)),
+            _ => None,
+        });
+        installed.expect("an installation").full.clone()
+    };
+    let mut world = World::serving();
+    world.lose(PEER_A);
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.state(A), Some(ReplicaState::Stale));
+    let (node, status) = (B, Status::NoSpace);
+    world.event(ControlEvent::Lane(
+        LaneId(0),
+        LaneReport::ReplicaFailed { node, status },
+    ));
+    world.pass(Duration::from_secs(1));
+    assert_eq!(world.state(B), Some(ReplicaState::InSync));
+    assert_eq!(full(&world), [B].into());
+    for _ in 0..310 {
+        world.pass(Duration::from_secs(1));
+    }
+    assert_eq!(full(&world), BTreeSet::new());
+}
+
 #[test]
 fn a_removed_location_is_deleted_on_its_node_before_it_is_forgotten() {
     let mut world = World::serving();

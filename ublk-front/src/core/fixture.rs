@@ -92,6 +92,14 @@ pub(super) fn helpless(map: VolumeMap, node: NodeId) -> Arc<LaneConfig> {
     Arc::new(config)
 }
 
+/// The same, because it was full.
+pub(super) fn full(map: VolumeMap, node: NodeId) -> Arc<LaneConfig> {
+    let mut config = compiled(map);
+    config.helpless.insert(node);
+    config.full.insert(node);
+    Arc::new(config)
+}
+
 fn compiled(map: VolumeMap) -> LaneConfig {
     let peer = |node, name: &str| Peer {
         node,

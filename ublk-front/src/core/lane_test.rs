@@ -438,6 +438,64 @@ fn a_full_replica_is_reported_and_full_replicas_are_enospc() {
     assert_eq!(bench.completed(), [(1, Err(GuestError::NoSpace))]);
 }
 
+/// What it refuses is nowhere: no chunk is left that it could not be made equal in.
+#[test]
+fn a_full_replica_that_cannot_be_spared_is_asked_first() {
+    let mut bench = Bench::new();
+    bench.order(LaneOrder::Install {
+        epoch: 2,
+        config: full(attached(), B),
+    });
+    assert_eq!(bench.reports(), [LaneReport::Installed { epoch: 2 }]);
+    bench.write(0, 0);
+    let asked = bench.sent();
+    assert_eq!((asked.len(), asked[0].0), (1, PEER_B));
+    bench.answer(&asked[0], Status::NoSpace);
+    let failed = LaneReport::ReplicaFailed {
+        node: B,
+        status: Status::NoSpace,
+    };
+    assert_eq!(bench.reports(), [failed]);
+    // Control cannot do without it still.
+    bench.order(LaneOrder::Prepare {
+        epoch: 3,
+        lost: Default::default(),
+    });
+    assert_eq!(bench.reports(), [prepared(3, &[A, B])]);
+    bench.order(LaneOrder::Install {
+        epoch: 3,
+        config: full(attached(), B),
+    });
+    assert_eq!(bench.completed(), [(0, Err(GuestError::NoSpace))]);
+    assert_eq!(bench.sent().len(), 0, "nobody has it");
+    let abandoned = |report: &LaneReport| matches!(report, LaneReport::Abandoned { .. });
+    assert!(!bench.reports().iter().any(abandoned));
+
+    // Where it has room the others get the write after it.
+    bench.write(1, 1);
+    let asked = bench.sent();
+    bench.answer(&asked[0], Status::Ok);
+    assert_eq!(bench.completed(), []);
+    let others = bench.sent();
+    assert_eq!((others.len(), others[0].0), (1, PEER_A));
+    bench.answer(&others[0], Status::Ok);
+    assert_eq!(bench.completed(), [(1, Ok(()))]);
+
+    // And if it can be spared after all, without it.
+    bench.write(2, 2);
+    let asked = bench.sent();
+    bench.answer(&asked[0], Status::NoSpace);
+    let alone = committed(transition::mark_stale(&attached(), &[B]).unwrap());
+    bench.order(LaneOrder::Install {
+        epoch: 4,
+        config: config(alone),
+    });
+    let others = bench.sent();
+    assert_eq!((others.len(), others[0].0), (1, PEER_A));
+    bench.answer(&others[0], Status::Ok);
+    assert_eq!(bench.completed(), [(2, Ok(()))]);
+}
+
 /// A barrier for another reason comes before control has recorded the replica stale.
 #[test]
 fn what_a_replica_failed_waits_for_the_verdict_on_it() {

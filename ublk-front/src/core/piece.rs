@@ -57,6 +57,8 @@ pub(super) struct Target {
     pub(super) slot: NodeSlot,
     pub(super) peer: PeerIndex,
     pub(super) state: TargetState,
+    /// It may have the piece, or get it yet, unless it refused.
+    pub(super) sent: bool,
 }
 
 #[derive(Debug)]
@@ -86,7 +88,7 @@ impl Piece {
     /// Of a write that fails: may some replica have it, or get it yet, and others not?
     pub(super) fn may_be_somewhere(&self) -> bool {
         // Who has no room for a slot has applied nothing.
-        let refused = |t: &Target| t.state == TargetState::Failed(Status::NoSpace);
+        let refused = |t: &Target| t.state == TargetState::Failed(Status::NoSpace) || !t.sent;
         let answered = |t: &Target| matches!(t.state, TargetState::Failed(_));
         let alone = self.targets.len() == 1 && self.targets.iter().all(answered);
         self.sent && !alone && !self.targets.iter().all(refused)

@@ -190,6 +190,51 @@ pub(super) fn copies_obey_their_rule_at_the_moment_they_are_applied() {
     assert_eq!(rig.refused(bad), Status::BadCrc);
 }
 
+/// A reconcile must not fail for want of room: the chunk could not be touched any more.
+#[test]
+pub(super) fn the_last_free_slots_are_for_what_makes_replicas_equal() {
+    let mut rig = Rig::new(32, 1);
+    let put = |chunk, admit| {
+        let data = content(7, 1);
+        let states = ukai_proto::crc::sector_crcs(&data)
+            .map(|crc| SectorState {
+                version: version(1, 7),
+                crc,
+                flags: 0,
+            })
+            .collect();
+        StoreRequest::Put {
+            range: range(chunk, 0, 1),
+            states,
+            data: Some(data),
+            generation: Generation(2),
+            admit,
+        }
+    };
+    for chunk in 0..30 {
+        rig.done(write(chunk, 0, 1, 5, false));
+    }
+    assert_eq!(rig.refused(write(30, 0, 1, 6, false)), Status::NoSpace);
+    let mirror = PutRule::Mirror(version(1, 9));
+    assert_eq!(rig.refused(put(30, mirror)), Status::NoSpace);
+    assert_eq!(rig.done(put(30, PutRule::Newer)), 1);
+    assert_eq!(rig.done(put(31, PutRule::Repair)), 1);
+    assert_eq!(rig.refused(put(32, PutRule::Newer)), Status::NoSpace);
+    assert_eq!(rig.store.slots(), (32, 32));
+
+    // What is freed fills the reserve first. Who waits for it is told when all of it has come.
+    rig.done(zero(0, 0, 256, 8, true));
+    rig.done(zero(1, 0, 256, 8, true));
+    assert_eq!(rig.refused(write(33, 0, 1, 9, false)), Status::NoSpace);
+    let freed = rig.submit(zero(2, 0, 256, 8, true));
+    let waits = rig.submit(write(34, 0, 1, 9, false));
+    rig.settle();
+    for op in [freed, waits] {
+        assert!(matches!(rig.replies[&op], StoreReply::Done { .. }));
+    }
+    assert_eq!(rig.refused(write(35, 0, 1, 9, false)), Status::NoSpace);
+}
+
 #[test]
 pub(super) fn fences_and_generations_survive_and_never_sink() {
     let mut rig = Rig::new(4, 1);
@@ -421,7 +466,8 @@ pub(super) fn one_write_after_the_other_opens_each_chunk_once() {
 
 #[test]
 pub(super) fn the_limit_of_open_chunks_closes_what_it_can() {
-    let mut rig = Rig::new(200, 1);
+    // Beside the slots that writes leave free.
+    let mut rig = Rig::new(220, 1);
     let mut chunk = 0;
     while rig.store.stats().intents_open == u64::from(chunk) {
         match rig.call(write(chunk, 0, 1, 5, false)) {

@@ -77,7 +77,7 @@ impl ControlCore {
             return;
         }
         for node in &missing {
-            if self.is_covered(*node, &missing) && self.mark_stale(&[*node], out) {
+            if self.is_covered(*node, &missing) && self.mark_stale(now, &[*node], out) {
                 return;
             }
         }

@@ -180,6 +180,7 @@ impl ControlCore {
         config.unreconciled.clone_from(&self.intents);
         config.heat = self.heat_table(now);
         config.helpless = std::mem::take(&mut self.helpless);
+        config.full = self.full.keys().copied().collect();
         let config = Arc::new(config);
         self.ceiling = Version::new(config.token, self.seq.last());
         let before = self.installed.replace(Arc::clone(&config));

@@ -9,8 +9,11 @@ use ukai_meta::map::VolumeMap;
 use ukai_meta::transition::{self, Change, MapUpdate, TransitionError};
 use ukai_meta::{CommitError, NodeHealth, NodeState, ReplicaState};
 use ukai_proto::message::ChunkRange;
-use ukai_proto::{Generation, NodeId};
+use ukai_proto::{Generation, NodeId, Status};
 
+/// Lanes ask a full node before the others for so long after it refused something: each write then takes two round
+/// trips. To find out that it has room again costs it a slot of its reserve if it has not.
+const FULL_FOR: Duration = Duration::from_secs(300);
 /// A node that went stale again within this time of its return waits longer and longer.
 const FLAP_WINDOW: Duration = Duration::from_secs(300);
 
@@ -88,6 +91,9 @@ impl ControlCore {
     }
 
     fn change_serving(&mut self, now: Now, out: &mut Vec<ControlAction>) {
+        let full = self.full.len();
+        self.full.retain(|_, until| now < *until);
+        self.reinstall |= self.full.len() < full;
         let mut lost: Vec<NodeId> = self
             .lost(now)
             .into_iter()
@@ -96,7 +102,7 @@ impl ControlCore {
         // The last in-sync replica stays: rather one that is only away than one that lost power.
         lost.sort_by_key(|node| !self.is_rebooted(*node));
         for node in lost {
-            if self.mark_stale(&[node], out) {
+            if self.mark_stale(now, &[node], out) {
                 return;
             }
         }
@@ -139,24 +145,37 @@ impl ControlCore {
     /// Records nodes stale (I1). The first generation whose writes they may lack is that of the last
     /// installation whose barrier waited for them: later ones let writes pass that they had not
     /// answered, and others keep those under the generation they were sent in.
-    pub(super) fn mark_stale(&mut self, nodes: &[NodeId], out: &mut Vec<ControlAction>) -> bool {
+    pub(super) fn mark_stale(
+        &mut self,
+        now: Now,
+        nodes: &[NodeId],
+        out: &mut Vec<ControlAction>,
+    ) -> bool {
         // Before this front served, an earlier one may have run under any older generation.
         let since = |node| self.whole_since.get(node).copied().unwrap_or(Generation(0));
         let pairs: Vec<_> = nodes.iter().map(|node| (*node, since(node))).collect();
         let update = transition::mark_stale_since(self.map(), &pairs);
         if let Err(TransitionError::LastInSync { range, node }) = &update {
+            // Requests that it failed end with its error at the next installation, rather than wait.
+            let failed = self.seen.entry(nodes[0]).or_default().failed.take();
+            let refused = failed.filter(|status| !status.is_passing());
+            if refused.is_some() {
+                self.helpless.insert(nodes[0]);
+                self.reinstall = true;
+            }
+            if refused == Some(Status::NoSpace) {
+                self.full.insert(nodes[0], now.after(FULL_FOR));
+            }
+            let consequence = match refused {
+                Some(_) => "what it refuses is refused to the guest",
+                None => "their I/O waits for it",
+            };
             let text = format!(
-                "node {} is lost, and chunks {}..{} have no other in-sync replica: their I/O waits for it",
+                "node {} is lost, and chunks {}..{} have no other in-sync replica: {consequence}",
                 self.name(*node),
                 range.start,
                 u64::from(range.start.0) + u64::from(range.count),
             );
-            // Requests that it failed end with its error at the next installation, rather than wait.
-            let failed = self.seen.entry(nodes[0]).or_default().failed.take();
-            if failed.is_some_and(|status| !status.is_passing()) {
-                self.helpless.insert(nodes[0]);
-                self.reinstall = true;
-            }
             self.note(text, out);
             return false;
         }

@@ -145,6 +145,8 @@ pub struct ControlCore {
     reinstall: bool,
     /// Failed, and the last in sync of something: lanes are to end what it failed.
     helpless: BTreeSet<NodeId>,
+    /// Of these, those that had no room, and until when lanes ask them first.
+    full: BTreeMap<NodeId, Now>,
     /// Writes at or below it had ended everywhere at the last barrier.
     ceiling: Version,
     /// That is so: no in-sync replica was lost at that barrier.
@@ -208,6 +210,7 @@ impl ControlCore {
             installed: None,
             reinstall: false,
             helpless: BTreeSet::new(),
+            full: BTreeMap::new(),
             ceiling: Version::ZERO,
             ceiling_is_whole: true,
             whole_since: BTreeMap::new(),

@@ -20,21 +20,23 @@ impl LaneCore {
             return;
         };
         let epoch = *epoch;
-        let nodes = self.config.as_ref().map(|config| &config.nodes);
+        let config = self.config.as_deref();
         let is_lost = |slot: NodeSlot| {
-            nodes.is_some_and(|nodes| lost.contains(&nodes[usize::from(slot.0)].node))
+            config.is_some_and(|config| lost.contains(&config.nodes[usize::from(slot.0)].node))
         };
         let drained = self.pieces.live().all(|piece| {
-            piece.targets.iter().all(|target| match target.state {
+            let mut targets = piece.targets.iter().enumerate();
+            targets.all(|(index, target)| match target.state {
                 TargetState::Acked
                 | TargetState::Failed(_)
                 | TargetState::Parked
                 | TargetState::Unsettled(_) => true,
-                // A read that may not be told yet, or a chunk that may not be touched yet, waits for
-                // what this barrier may be about.
+                // A read that may not be told yet, a chunk that may not be touched yet, or a write for which another
+                // replica had no room, waits for what this barrier may be about.
                 TargetState::Unsent => {
                     piece.asked_again > 0
                         || is_lost(target.slot)
+                        || config.is_some_and(|config| Self::waits_for_room(piece, index, config))
                         || (piece.kind != Kind::Flush
                             && self.unreconciled.contains_key(&piece.part.chunk))
                 }
@@ -134,9 +136,7 @@ impl LaneCore {
                 }
                 Self::aim(piece, &config, &[]);
             }
-            for target in 0..self.pieces.get(index).targets.len() {
-                self.send(now, index, target, out);
-            }
+            self.send_all(now, index, out);
             self.check_piece(now, index, out);
         }
         for peer in dropped {

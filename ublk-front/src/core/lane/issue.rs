@@ -72,9 +72,7 @@ impl LaneCore {
             let index = self.pieces.add(tag, kind, part, seq);
             let piece = self.pieces.get_mut(index);
             Self::aim(piece, &config, &[]);
-            for target in 0..self.pieces.get(index).targets.len() {
-                self.send(now, index, target, out);
-            }
+            self.send_all(now, index, out);
             self.check_piece(now, index, out);
             if self.ops[tag.0 as usize].is_none() {
                 return; // completed inside check_piece
@@ -117,6 +115,7 @@ impl LaneCore {
                     slot,
                     peer,
                     state: TargetState::Unsent,
+                    sent: false,
                 });
             }
         }
@@ -131,12 +130,34 @@ impl LaneCore {
         }
     }
 
+    /// Is a replica that may have no room to be asked before this one? See [`LaneConfig::full`].
+    pub(super) fn waits_for_room(piece: &Piece, target: usize, config: &LaneConfig) -> bool {
+        if config.full.is_empty() || !piece.kind.is_versioned() {
+            return false;
+        }
+        let full = |t: &Target| {
+            let entry = &config.nodes[usize::from(t.slot.0)];
+            config.full.contains(&entry.node)
+        };
+        let waited_for = |t: &Target| full(t) && t.state != TargetState::Acked;
+        !full(&piece.targets[target]) && piece.targets.iter().any(waited_for)
+    }
+
+    /// Sends to every target that waits for nothing any more.
+    pub(super) fn send_all(&mut self, now: Now, index: u32, out: &mut Vec<LaneAction>) {
+        for target in 0..self.pieces.get(index).targets.len() {
+            self.send(now, index, target, out);
+        }
+    }
+
     /// Sends if the connection is up, is to the run that control fenced, and has room.
     pub(super) fn send(&mut self, now: Now, index: u32, target: usize, out: &mut Vec<LaneAction>) {
         let config = self.current();
         let piece = self.pieces.get(index);
-        let Target { slot, peer, state } = piece.targets[target];
-        if state != TargetState::Unsent {
+        let Target {
+            slot, peer, state, ..
+        } = piece.targets[target];
+        if state != TargetState::Unsent || Self::waits_for_room(piece, target, &config) {
             return;
         }
         let (kind, part, tag, seq) = (piece.kind, piece.part, piece.tag, piece.seq);
@@ -168,6 +189,7 @@ impl LaneCore {
         state.bytes_out += bytes;
         let piece = self.pieces.get_mut(index);
         piece.targets[target].state = TargetState::Sent { at: now, bytes };
+        piece.targets[target].sent = true;
         piece.sent = true;
         let wire_tag = self.pieces.wire_tag(index);
         let mut header = Header {

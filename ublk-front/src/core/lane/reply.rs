@@ -35,6 +35,9 @@ impl LaneCore {
             }
         }
         self.pieces.get_mut(index).targets[target].state = TargetState::Acked;
+        if !self.current().full.is_empty() {
+            self.send_all(now, index, out);
+        }
         self.check_piece(now, index, out);
     }
 
