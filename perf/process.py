@@ -1,0 +1,113 @@
+"""Processes that a measurement starts, and the CPU time of all others."""
+import os
+import signal
+import subprocess
+import time
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Failed(Exception):
+    """A system could not be started, driven or stopped; the text says why."""
+
+
+def run(*command, seconds=120, env=None):
+    """Runs to the end and returns standard output; raises Failed with the last of what it said."""
+    command = [str(word) for word in command]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False,
+                                stdin=subprocess.DEVNULL, env={**os.environ, **(env or {})})
+    except FileNotFoundError:
+        raise Failed(f"{command[0]} is not installed") from None
+    except subprocess.TimeoutExpired:
+        raise Failed(f"{command[0]} took more than {seconds} s") from None
+    if result.returncode != 0:
+        raise Failed(f"{' '.join(command)[:300]}: {(result.stderr or result.stdout).strip()[-500:]}")
+    return result.stdout
+
+
+def wait_until(what, condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise Failed(f"gave up after {seconds} s waiting for {what}")
+        time.sleep(0.1)
+
+
+def answers(*command, env=None):
+    try:
+        return run(*command, seconds=10, env=env) or " "
+    except Failed:
+        return ""
+
+
+class Daemon:
+    """A server in a session of its own: neither an interrupt from the terminal nor its end reaches it."""
+
+    def __init__(self, log, *command, env=None):
+        self.log = log
+        self.name = os.path.basename(str(command[0]))
+        with open(log, "ab") as out:
+            try:
+                self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=out,
+                                                stderr=out, start_new_session=True, env={**os.environ, **(env or {})})
+            except FileNotFoundError:
+                raise Failed(f"{command[0]} is not installed") from None
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def wait_ready(self, what, condition, seconds=60):
+        def ready():
+            if self.process.poll() is not None:
+                raise Failed(f"{self.name} ended with {self.process.returncode}: {self.said()[-500:]}")
+            return condition()
+        wait_until(f"{self.name}: {what}", ready, seconds)
+
+    def said(self):
+        with open(self.log, errors="replace") as log:
+            return log.read()
+
+    def end(self, first=signal.SIGTERM, seconds=20):
+        """Ends the process and what is left of its session."""
+        if self.process.poll() is None:
+            self.process.send_signal(first)
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+
+def cpu_by_group():
+    """session or "kernel" -> CPU seconds, those of reaped children included, so that a process that comes and goes
+    between two looks is counted with its parent. Our own process is left out."""
+    spent = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                text = stat.read()
+        except OSError:
+            continue
+        fields = text[text.rindex(")") + 2:].split()
+        if int(pid) != os.getpid():
+            group = "kernel" if fields[1] == "2" or pid == "2" else int(fields[3])
+            spent[group] = spent.get(group, 0.0) + sum(map(int, fields[11:15])) / TICK
+    return spent
+
+
+def cpu_between(before, after, sessions):
+    """CPU seconds of the sessions, of the kernel's threads, and of everybody else"""
+    def of(spent, chosen):
+        return sum(seconds for group, seconds in spent.items() if chosen(group))
+
+    def grown(chosen):
+        return max(0.0, of(after, chosen) - of(before, chosen))
+
+    return (grown(lambda group: group in sessions), grown(lambda group: group == "kernel"),
+            grown(lambda group: group not in sessions and group != "kernel"))

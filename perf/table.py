@@ -1,0 +1,133 @@
+"""The table of targets, and every figure of a result."""
+import statistics
+
+# Targets: what, our system, job, the other system (None: an absolute figure), the figure, "least" or "most", the limit
+TARGETS = []
+
+
+def _targets(what, ours, other, jobs, figure, limit):
+    for job, value in jobs.items():
+        TARGETS.append((what, ours, job, other, figure, limit, value))
+
+
+ONE = "1 copy, NBD"
+# The target is of the in-process client; NBD is one hop more.
+TWO = "2 copies, NBD"
+_targets(ONE, "ukai-1", "qemu-nbd", {"randread-d32": 1.0, "randwrite-d32": 1.0}, "iops", "least")
+_targets(ONE, "ukai-1", "qemu-nbd", {"randread-d32": 1.3, "randwrite-d32": 1.3}, "cpu_us", "most")
+_targets(ONE, "ukai-1", "qemu-nbd", {"randread-d1": 0.75, "randwrite-d1": 0.75}, "iops", "least")
+_targets(ONE, "ukai-1", "tgt", {"strideread-d32": 1.5, "stridewrite-d32": 1.5}, "iops", "least")
+_targets(ONE, "ukai-1", "nfs", {"strideread-d32": 1.5, "stridewrite-d32": 1.5}, "iops", "least")
+_targets(TWO, "ukai-2", "raw", {"randread-d32": 0.70, "randwrite-d32": 0.40}, "iops", "least")
+_targets(TWO, "ukai-2", None, {"randread-d32": 12, "randwrite-d32": 25}, "cpu_us", "most")
+_targets(TWO, "ukai-2", "raw", {"randread-d1": 0.65, "randwrite-d1": 0.45}, "iops", "least")
+_targets(TWO, "ukai-2", None, {"randread-d1": 75, "randwrite-d1": 150}, "cpu_us", "most")
+_targets(TWO, "ukai-2", "ceph", {"randread-d1": 3, "randread-d32": 3, "randwrite-d1": 8, "randwrite-d32": 8}, "iops", "least")
+_targets(TWO, "ukai-2", "ceph", {"randread-d1": 1 / 6, "randread-d32": 1 / 6, "randwrite-d1": 1 / 6,
+                                 "randwrite-d32": 1 / 6}, "cpu_us", "most")
+_targets(TWO, "ukai-2", "raw", {"fsync-d1": 0.4}, "iops", "least")
+_targets(ONE, "ukai-1", "raw", {"read-64k-d8": 0.7, "write-64k-d8": 0.7}, "iops", "least")
+
+# Rows of the list of targets that another command measures, or none yet.
+ELSEWHERE = [
+    ("storage node alone, depth 128, against raw io_uring", "no command yet"),
+    ("storage node on a null disk against a TCP echo", "no command yet"),
+    ("the front's ublk overhead against a null ublk target", "needs ublk, in a guest; no command yet"),
+    ("ublk, 1 local copy, against kernel nbd and loop", "needs ublk, in a guest; no command yet"),
+    ("copy for relocation or resync", "perf/relocate"),
+    ("attach of 16 TiB; failover", "no command yet"),
+    ("planner, 4 million chunks", "no command yet"),
+    ("memory per TiB", "no command yet"),
+]
+# Other processes on this share of a CPU spoil a measurement.
+QUIET_SHARE = 0.1
+FIGURES = ("iops", "p50_us", "p99_us", "p999_us", "cpu_us")
+
+
+class Result:
+    def __init__(self, document):
+        self.document = document
+        # Results of before there were two UKAI systems.
+        self.samples = [{**sample, "system": {"ukai": "ukai-1"}.get(sample["system"], sample["system"])}
+                        for sample in document["samples"]]
+        self.systems = list(dict.fromkeys(sample["system"] for sample in self.samples))
+        self.jobs = list(dict.fromkeys(sample["job"] for sample in self.samples))
+
+    def by_round(self, system, job, figure):
+        return {sample["round"]: sample[figure] for sample in self.samples
+                if (sample["system"], sample["job"]) == (system, job) and sample[figure] is not None}
+
+    def median(self, system, job, figure):
+        values = self.by_round(system, job, figure)
+        return statistics.median(values.values()) if values else None
+
+    def ratio(self, ours, other, job, figure):
+        """The median over the rounds of our figure to the other's in the same round"""
+        mine, others = self.by_round(ours, job, figure), self.by_round(other, job, figure)
+        ratios = [mine[number] / others[number] for number in mine if others.get(number)]
+        return statistics.median(ratios) if ratios else None
+
+    def reason(self, system, job):
+        """Why there is no sample of it"""
+        about = self.document.get("systems", {}).get(system)
+        if about is None:
+            return f"{system} was not asked for"
+        return about.get("unavailable") or about["gaps"].get(job) or f"{system}: no sample"
+
+
+def number(value, digits=0, width=9):
+    return f"{'-' if value is None else format(value, f'.{digits}f'):>{width}}"
+
+
+def print_figures(result):
+    print(f"\n{'job':<16}{'system':<10}{'IOPS':>9}{'p50 us':>9}{'p99 us':>9}{'p99.9 us':>9}{'CPU us/IO':>11}  others")
+    for job in result.jobs:
+        for system in result.systems:
+            figures = [result.median(system, job, figure) for figure in FIGURES]
+            if figures[0] is None:
+                continue
+            others = max(result.by_round(system, job, "other_cpu_share").values())
+            print(f"{job:<16}{system:<10}" + "".join(number(figure) for figure in figures[:4]) + number(figures[4], 1, 11)
+                  + f"{others:>8.2f}{' !' if others > QUIET_SHARE else ''}")
+
+
+def rows(result):
+    """(what, job, against, figure, measured or None, limit as text, "met", "short" or the reason why it was not measured)"""
+    for what, ours, job, other, figure, limit, value in TARGETS:
+        measured = result.ratio(ours, other, job, figure) if other else result.median(ours, job, figure)
+        sign = ">=" if limit == "least" else "<="
+        unit = "x" if other else " us"
+        if measured is None:
+            missing = other if other and not result.by_round(other, job, figure) else ours
+            verdict = "not measured: " + result.reason(missing, job)
+        else:
+            verdict = "met" if (measured >= value if limit == "least" else measured <= value) else "short"
+        about = {"iops": "IOPS", "cpu_us": "CPU/IO"}[figure]
+        yield what, job, other or "-", about, measured, f"{sign} {value:.3g}{unit}", verdict
+
+
+def print_targets(result):
+    """Returns how many targets were missed."""
+    print(f"\n{'what':<14} {'job':<16}{'against':<10}{'figure':<8}{'measured':>9}  {'target':<10} verdict")
+    short = 0
+    for what, job, against, about, measured, limit, verdict in rows(result):
+        short += verdict == "short"
+        print(f"{what:<14} {job:<16}{against:<10}{about:<8}{number(measured, 2)}  {limit:<10} {verdict}")
+    for what, where in ELSEWHERE:
+        print(f"{what}: {where}")
+    return short
+
+
+def print_result(document, path):
+    result = Result(document)
+    machine = document["machine"]
+    rounds = max(sample["round"] for sample in result.samples)
+    print(f"{path}: commit {machine['commit'] or 'none'}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {rounds} rounds of "
+          f"{document.get('options', document)['seconds']:g} s")
+    for name, about in document.get("systems", {}).items():
+        print(f"  {name:<10}{about['what']}" + (f"; NOT MEASURED: {about['unavailable']}" if about.get("unavailable") else ""))
+    print_figures(result)
+    busiest = max(sample["other_cpu_share"] for sample in result.samples)
+    if busiest > QUIET_SHARE:
+        print(f"warning: other processes used up to {busiest:.2f} CPUs meanwhile (more than {QUIET_SHARE}: lines with !)")
+    return print_targets(result)
