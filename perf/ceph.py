@@ -49,7 +49,7 @@ osd_data = {folder}/osd1
 
 class Ceph(Peer):
     name, what = "ceph", "Ceph RBD, 2 copies, two BlueStore OSDs, no caches; every write is durable"
-    program, package, version_command = "ceph-osd", "ceph-osd", ("ceph-osd", "--version")
+    program, version_command = "ceph-osd", ("ceph-osd", "--version")
     # Its daemons are never idle: they would disturb the others.
     standing = False
     # Placement groups and the manager keep working for a while after they say that they are ready.

@@ -2,9 +2,11 @@
 import os
 import shutil
 import signal
+import sys
 
+import portmap
 from load import Fio, QemuImg, is_stride
-from process import Daemon, Failed, answers, run
+from process import Daemon, answers, run
 from ukai import free_port
 
 FIRST_TGT_CONTROL_PORT = 17
@@ -19,8 +21,9 @@ class Peer:
     """One system. `prepare` makes and fills its data, once; `standing` ones are then kept running, and idle while
     another is measured; others are started for their turn only."""
     standing = True
+    # Whether the server writes to the page cache
+    page_cache = False
     program = "fio"
-    package = "fio"
     version_command = ("fio", "--version")
 
     def __init__(self, folder, size):
@@ -47,6 +50,12 @@ class Peer:
     def start(self):
         pass
 
+    def settle(self):
+        """After a measurement: what the page cache still has to write would fall on whoever is measured next."""
+        if self.page_cache:
+            with open(self.file, "rb") as data:
+                os.fsync(data)
+
     def stop(self):
         while self.daemons:
             self.daemons.pop().end()
@@ -66,8 +75,7 @@ class Raw(Peer):
 
 class Loop(Peer):
     name, what = "loop", "kernel loop device, direct I/O"
-    program, package, version_command = "losetup", "mount", ("losetup", "--version")
-    device = None
+    program, version_command = "losetup", ("losetup", "--version")
 
     def start(self):
         self.device = run("losetup", "--find", "--show", "--direct-io=on", self.file).strip()
@@ -76,9 +84,9 @@ class Loop(Peer):
         return Fio("--ioengine=io_uring", f"--filename={self.device}", sync="--fdatasync=1")
 
     def stop(self):
-        if self.device:
-            run("losetup", "--detach", self.device)
-            self.device = None
+        # By the file, not by what `start` remembers: it may have been interrupted.
+        for device in answers("losetup", "--associated", self.file, "--noheadings", "--output", "NAME").split():
+            run("losetup", "--detach", device)
 
 
 class NbdPeer(Peer):
@@ -93,7 +101,7 @@ class NbdPeer(Peer):
 
 class QemuNbd(NbdPeer):
     name, what = "qemu-nbd", "qemu-nbd, cache=none, aio=io_uring, Unix socket"
-    program, package, version_command = "qemu-nbd", "qemu-utils", ("qemu-nbd", "--version")
+    program, version_command = "qemu-nbd", ("qemu-nbd", "--version")
 
     def gap(self, job):
         return None
@@ -105,7 +113,8 @@ class QemuNbd(NbdPeer):
 
 class Nbdkit(NbdPeer):
     name, what = "nbdkit", "nbdkit file, Unix socket; PAGE CACHE: it has no O_DIRECT, reads are from memory"
-    program, package, version_command = "nbdkit", "nbdkit", ("nbdkit", "--version")
+    page_cache = True
+    program, version_command = "nbdkit", ("nbdkit", "--version")
 
     def server(self, socket):
         return ("nbdkit", "--foreground", f"--unix={socket}", "file", self.file)
@@ -113,7 +122,7 @@ class Nbdkit(NbdPeer):
 
 class Tgt(Peer):
     name, what = "tgt", "tgt, iSCSI over loopback, bstype aio (O_DIRECT); its flush is a no-op"
-    program, package, version_command = "tgtd", "tgt", ("tgtadm", "--version")
+    program, version_command = "tgtd", ("tgtadm", "--version")
     target = "iqn.2024-01.lab.ukai:perf"
     # `tgtd` names its control socket by this number; one that is served already is left alone.
     control = FIRST_TGT_CONTROL_PORT
@@ -153,13 +162,50 @@ class Tgt(Peer):
                     os.remove(name)
 
 
+GANESHA = """NFS_CORE_PARAM {{ Bind_addr = 127.0.0.1; NFS_Port = {nfs}; MNT_Port = {mount}; Protocols = 3; Enable_NLM = false;
+	Enable_RQUOTA = false; }}
+NFSv4 {{ Graceless = true; RecoveryRoot = {folder}; }}
+EXPORT {{ Export_Id = 1; Path = {folder}; Pseudo = /perf; Access_Type = RW; Squash = No_root_squash; Protocols = 3;
+	Transports = TCP; SecType = sys; FSAL {{ Name = VFS; }} }}
+LOG {{ Default_Log_Level = EVENT; }}
+"""
+
+
 class Nfs(Peer):
-    name, what = "nfs", "NFS-Ganesha (VFS), NFSv4; PAGE CACHE: it has no O_DIRECT"
-    program, package, version_command = "ganesha.nfsd", "nfs-ganesha-vfs", ("ganesha.nfsd", "-v")
+    name, what = "nfs", "NFS-Ganesha (VFS), NFSv3 over loopback; PAGE CACHE on the server: it has no O_DIRECT"
+    page_cache = True
+    program, version_command = "ganesha.nfsd", ("ganesha.nfsd", "-v")
 
     def missing(self):
-        return super().missing() or "no client here: the kernel has no NFS, fio of Debian no NFS engine, and qemu-img's " \
-            "NFS client speaks version 3 only, for which Ganesha needs a port mapper"
+        if os.path.exists(portmap.UNIX):
+            return f"a port mapper runs here already ({portmap.UNIX}), and NFSv3 needs one that knows our Ganesha"
+        return super().missing() or (None if os.path.exists("/usr/lib/x86_64-linux-gnu/qemu/block-nfs.so")
+                                     else "qemu-img has no NFS client: ci/setup --perf")
+
+    def gap(self, job):
+        return None if is_stride(job) else "fio of Debian has no NFS engine and this kernel no NFS; see stride jobs"
+
+    def start(self):
+        nfs, mount = free_port(), free_port()
+        mapper = Daemon(os.path.join(self.folder, "portmap.log"), sys.executable, portmap.__file__, nfs, mount)
+        self.daemons.append(mapper)
+        mapper.wait_ready("saying ready", lambda: "ready" in mapper.said())
+        config, log = os.path.join(self.folder, "ganesha.conf"), os.path.join(self.folder, "ganesha.log")
+        with open(config, "w") as out:
+            out.write(GANESHA.format(nfs=nfs, mount=mount, folder=self.folder))
+        os.makedirs("/run/ganesha", exist_ok=True)
+        server = self._daemon("ganesha.nfsd", "-F", "-f", config, "-L", log, "-p", os.path.join(self.folder, "pid"))
+
+        def initialized():
+            with open(log, errors="replace") as said:
+                return "NFS SERVER INITIALIZED" in said.read()
+        server.wait_ready("its export", lambda: os.path.exists(log) and initialized())
 
     def client(self, job):
-        raise Failed(self.missing())
+        return QemuImg(f"nfs://127.0.0.1{self.file}", self.size)
+
+    def stop(self):
+        ours = bool(self.daemons)
+        super().stop()
+        if ours and os.path.exists(portmap.UNIX):
+            os.remove(portmap.UNIX)

@@ -2,6 +2,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 TICK = os.sysconf("SC_CLK_TCK")
@@ -41,18 +42,57 @@ def answers(*command, env=None):
         return ""
 
 
+class Interrupts:
+    """Turns SIGINT, SIGTERM and SIGHUP into SystemExit; not while a process is being started, which nobody would know of
+    then, and only once, so that a second signal does not cut the cleaning short."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    held = False
+    pending = None
+
+    @classmethod
+    def catch(cls):
+        for each in cls.signals:
+            signal.signal(each, cls.arrived)
+
+    @classmethod
+    def arrived(cls, signum, _frame):
+        for each in cls.signals:
+            signal.signal(each, signal.SIG_IGN)
+        if cls.held:
+            cls.pending = signum
+        else:
+            sys.exit(128 + signum)
+
+    @classmethod
+    def hold(cls):
+        cls.held = True
+
+    @classmethod
+    def release(cls):
+        cls.held = False
+        if cls.pending:
+            sys.exit(128 + cls.pending)
+
+
 class Daemon:
     """A server in a session of its own: neither an interrupt from the terminal nor its end reaches it."""
+
+    # Every one that runs, for the end of the program.
+    running = []
 
     def __init__(self, log, *command, env=None):
         self.log = log
         self.name = os.path.basename(str(command[0]))
         with open(log, "ab") as out:
+            Interrupts.hold()
             try:
                 self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=out,
                                                 stderr=out, start_new_session=True, env={**os.environ, **(env or {})})
+                self.running.append(self)
             except FileNotFoundError:
                 raise Failed(f"{command[0]} is not installed") from None
+            finally:
+                Interrupts.release()
 
     @property
     def pid(self):
@@ -82,6 +122,8 @@ class Daemon:
         except ProcessLookupError:
             pass
         self.process.wait()
+        if self in self.running:
+            self.running.remove(self)
 
 
 def cpu_by_group():
@@ -101,13 +143,14 @@ def cpu_by_group():
     return spent
 
 
-def cpu_between(before, after, sessions):
-    """CPU seconds of the sessions, of the kernel's threads, and of everybody else"""
+def cpu_between(before, after, measured, standing):
+    """CPU seconds of the `measured` sessions, of the kernel's threads, of the `standing` sessions, of everybody else"""
     def of(spent, chosen):
         return sum(seconds for group, seconds in spent.items() if chosen(group))
 
     def grown(chosen):
         return max(0.0, of(after, chosen) - of(before, chosen))
 
-    return (grown(lambda group: group in sessions), grown(lambda group: group == "kernel"),
-            grown(lambda group: group not in sessions and group != "kernel"))
+    ours = measured | standing | {"kernel"}
+    return (grown(lambda group: group in measured), grown(lambda group: group == "kernel"),
+            grown(lambda group: group in standing), grown(lambda group: group not in ours))

@@ -72,10 +72,12 @@ class Result:
         about = self.document.get("systems", {}).get(system)
         if about is None:
             return f"{system} was not asked for"
-        return about.get("unavailable") or about["gaps"].get(job) or f"{system}: no sample"
+        if about["unavailable"] or job in about["gaps"]:
+            return about["unavailable"] or about["gaps"][job]
+        return f"{system}: no sample" if job in self.document["options"]["jobs"] else f"{job} was not asked for"
 
 
-def number(value, digits=0, width=9):
+def aligned(value, digits=0, width=9):
     return f"{'-' if value is None else format(value, f'.{digits}f'):>{width}}"
 
 
@@ -87,7 +89,7 @@ def print_figures(result):
             if figures[0] is None:
                 continue
             others = max(result.by_round(system, job, "other_cpu_share").values())
-            print(f"{job:<16}{system:<10}" + "".join(number(figure) for figure in figures[:4]) + number(figures[4], 1, 11)
+            print(f"{job:<16}{system:<10}" + "".join(aligned(figure) for figure in figures[:4]) + aligned(figures[4], 1, 11)
                   + f"{others:>8.2f}{' !' if others > QUIET_SHARE else ''}")
 
 
@@ -112,7 +114,7 @@ def print_targets(result):
     short = 0
     for what, job, against, about, measured, limit, verdict in rows(result):
         short += verdict == "short"
-        print(f"{what:<14} {job:<16}{against:<10}{about:<8}{number(measured, 2)}  {limit:<10} {verdict}")
+        print(f"{what:<14} {job:<16}{against:<10}{about:<8}{aligned(measured, 2)}  {limit:<10} {verdict}")
     for what, where in ELSEWHERE:
         print(f"{what}: {where}")
     return short
@@ -130,4 +132,7 @@ def print_result(document, path):
     busiest = max(sample["other_cpu_share"] for sample in result.samples)
     if busiest > QUIET_SHARE:
         print(f"warning: other processes used up to {busiest:.2f} CPUs meanwhile (more than {QUIET_SHARE}: lines with !)")
+    standby = max(sample.get("standby_cpu_share", 0) for sample in result.samples)
+    if standby > QUIET_SHARE:
+        print(f"warning: the systems that stood by used up to {standby:.2f} CPUs meanwhile")
     return print_targets(result)

@@ -19,7 +19,6 @@ def free_port():
 
 class Ukai:
     standing = True
-    package = "target/release (cargo build --release)"
 
     def __init__(self, copies, folder, size):
         self.name = f"ukai-{copies}"
@@ -59,6 +58,9 @@ class Ukai:
         daemon.wait_ready(f"saying {word}", lambda: f"\n{word}" in "\n" + daemon.said())
 
     def start(self):
+        pass
+
+    def settle(self):
         pass
 
     def client(self, job):
