@@ -58,6 +58,9 @@ class Ceph(Peer):
     def gap(self, job):
         return "fio can drive it" if is_stride(job) else None
 
+    def disk_bytes(self):
+        return 2 * (self.size + OSD_SPARE)
+
     def missing(self):
         return super().missing() or (None if "rbd" in answers("fio", "--enghelp").split() else "fio has no rbd engine")
 

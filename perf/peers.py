@@ -35,6 +35,10 @@ class Peer:
         path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
         return None if shutil.which(self.program, path=path) else f"{self.program} is not installed: ci/setup --perf"
 
+    def disk_bytes(self):
+        """How much of the disk it takes at most"""
+        return self.size
+
     def version(self):
         return version_of(*self.version_command)
 

@@ -32,6 +32,9 @@ class Ukai:
         absent = [name for name in ("chunkstore", "ublk-front", "ukai-tools") if not os.path.exists(f"{BIN}/{name}")]
         return f"no {BIN}/{absent[0]}: cargo build --release" if absent else None
 
+    def disk_bytes(self):
+        return self.copies * (self.size + NODE_SPARE)
+
     def version(self):
         return run(f"{BIN}/ukai-tools", "--version").strip()
 
