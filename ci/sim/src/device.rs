@@ -18,6 +18,17 @@ use ukai_proto::{Frame, Header, Opcode, SectorInChunk, Status};
 /// Damage is looked for after this at the latest.
 const SCRUB_EVERY: u64 = 2 * SECOND;
 
+/// Is `old` what a freed slot still holds of the sector that `new` is of? Nobody reads or heals that place, so it is not
+/// damaged by what is written there, which is what the sector rightly holds.
+fn is_left_over(old: &[u8], new: &[u8]) -> bool {
+    match (Content::read(old), Content::read(new)) {
+        (Content::Whole(old), Content::Whole(new)) => {
+            (old.volume, old.sector) == (new.volume, new.sector) && old.write_id < new.write_id
+        }
+        _ => false,
+    }
+}
+
 /// Operations of a device that will go wrong.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Planned {
@@ -135,11 +146,17 @@ impl World {
         if victim == position || new[..] == old[..] || !self.may_be_damaged(node, other) {
             return false;
         }
+        let left_over = is_left_over(&old[..], &new[..]);
+        if left_over && !self.nodes[node].disk.is_quiet() {
+            return false; // a loss of power may yet make it the sector's place again
+        }
         let disk = &mut self.nodes[node].disk;
         disk.place(victim, &new);
         disk.place(position, &[0; 4096]);
         self.damaged(node, position, sector, false);
-        self.damaged(node, victim, other, false);
+        if !left_over {
+            self.damaged(node, victim, other, false);
+        }
         true
     }
 
@@ -307,5 +324,30 @@ impl World {
             let at = self.queue.now() + MS + self.up_to(4 * SECOND);
             self.queue.push(at, Event::NodeRestart { node });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ukai_checker::Stamp;
+
+    /// Seed 515803: a write went astray to where an earlier slot held the same sector. That place was waited for in vain.
+    #[test]
+    fn only_the_place_that_a_sector_left_is_no_damage() {
+        let content = |sector, write_id| {
+            let volume = VOLUME.0;
+            let stamp = Stamp {
+                volume,
+                sector,
+                write_id,
+            };
+            stamp.bytes()
+        };
+        assert!(is_left_over(&content(247, 3), &content(247, 4)));
+        // What a sector held before, where it lies now; and another sector's.
+        assert!(!is_left_over(&content(247, 4), &content(247, 3)));
+        assert!(!is_left_over(&content(246, 3), &content(247, 4)));
+        assert!(!is_left_over(&[0; 4096], &content(247, 4)));
     }
 }
