@@ -9,9 +9,9 @@ use support::Backend;
 use ukai_meta::catalog;
 use ukai_meta::job::{GOALS_MAX, GoalSet, JOB_FORMAT, JobLimits, JobRecord, JobState};
 use ukai_meta::store::{TXN_BYTES_MAX, TXN_WRITES_MAX, VALUE_BYTES_MAX};
-use ukai_meta::transition::NewVolume;
+use ukai_meta::transition::{self, NewVolume, one_chunk};
 use ukai_meta::{CommitError, Durability, KvVersion, MetaError, MetaStore, PlaceRule, Write};
-use ukai_proto::{NodeId, VolumeId};
+use ukai_proto::{ChunkIndex, NodeId, VolumeId};
 
 /// Long enough for a busy machine; only a failing test waits for it.
 const SOON: Duration = Duration::from_secs(20);
@@ -363,10 +363,25 @@ fn jobs_are_kept_and_watched(backend: &dyn Backend) {
         Ok(Some((job.clone(), version)))
     );
     catalog::update_job(&*tools, volume, "jobs", JobRecord::pause).unwrap();
-    let late = catalog::store_job(&*front, &job, version);
+    let head = catalog::load_volume(&*front, volume)
+        .unwrap()
+        .head_version();
+    let guard = |job| catalog::JobGuard { job, head };
+    let late = catalog::store_job(&*front, &job, guard(version));
     assert!(
         matches!(late, Err(CommitError::Conflict { .. })),
         "{late:?}"
+    );
+    let (_, version) = catalog::job(&*front, volume).unwrap().unwrap();
+    let version = catalog::store_job(&*front, &job, guard(version)).unwrap();
+    // Judged by a map that is another one by now.
+    let map = catalog::load_volume(&*tools, volume).unwrap();
+    let moved = transition::add_location(&map, one_chunk(ChunkIndex(0)), node(2)).unwrap();
+    catalog::commit_update(&*tools, moved).unwrap();
+    let blind = catalog::store_job(&*front, &job, guard(version));
+    assert!(
+        matches!(blind, Err(CommitError::Conflict { .. })),
+        "{blind:?}"
     );
     assert_eq!(catalog::list_jobs(&*tools).unwrap().len(), 1);
 }

@@ -607,13 +607,25 @@ fn one_job_at_a_time() {
         store.inject(fault);
         let paused = catalog::update_job(&store, volume, "v", JobRecord::pause).unwrap();
         assert_eq!(paused.state, JobState::Paused);
-        let late = catalog::store_job(&store, &done, version);
+        let head = map.head_version();
+        let guard = |job| catalog::JobGuard { job, head };
+        let late = catalog::store_job(&store, &done, guard(version));
         assert!(
             matches!(late, Err(CommitError::Conflict { .. })),
             "{late:?}"
         );
         let (_, version) = catalog::job(&store, volume).unwrap().unwrap();
-        catalog::store_job(&store, &done, version).unwrap();
+        // Nor if the map is not the one by which it judged.
+        let moved = tr::add_location(&map, one_chunk(ChunkIndex(0)), node(3)).unwrap();
+        let map = catalog::commit_update(&store, moved).unwrap();
+        let blind = catalog::store_job(&store, &done, guard(version));
+        assert!(
+            matches!(blind, Err(CommitError::Conflict { .. })),
+            "{blind:?}"
+        );
+        let head = map.head_version();
+        let guard = catalog::JobGuard { job: version, head };
+        catalog::store_job(&store, &done, guard).unwrap();
         let steered = catalog::update_job(&store, volume, "v", JobRecord::cancel);
         let text = steered.unwrap_err().to_string();
         assert!(text.contains("it is done"), "{text}");

@@ -230,8 +230,8 @@ impl World {
                 self.ask_meta(front, id, MetaRequest::Commit(update));
             }
             ControlAction::JobLoad(id) => self.ask_meta(front, id, MetaRequest::JobLoad),
-            ControlAction::JobStore(id, job, version) => {
-                self.ask_meta(front, id, MetaRequest::JobStore(job, version));
+            ControlAction::JobStore(id, job, guard) => {
+                self.ask_meta(front, id, MetaRequest::JobStore(job, guard));
             }
             ControlAction::Send { peer, header, aux } => {
                 if let (Opcode::Pull, Ok(pull)) = (header.opcode, Pull::decode(&aux)) {

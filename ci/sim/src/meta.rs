@@ -8,11 +8,11 @@ use chunkstore::core::ShardEvent;
 use rand::RngExt;
 use std::rc::Rc;
 use ublk_front::core::api::{ControlEvent, MetaId, MetaOutcome};
-use ukai_meta::catalog::{self, CatalogError};
+use ukai_meta::catalog::{self, CatalogError, JobGuard};
 use ukai_meta::map::VolumeMap;
 use ukai_meta::memory::CommitFault;
 use ukai_meta::transition::MapUpdate;
-use ukai_meta::{CommitError, JobRecord, KvVersion, MetaError, NodeHealth, NodeLive, ReplicaState};
+use ukai_meta::{CommitError, JobRecord, MetaError, NodeHealth, NodeLive, ReplicaState};
 use ukai_proto::{ChunkIndex, Generation};
 
 /// What a front asks of the store.
@@ -21,7 +21,7 @@ pub(crate) enum MetaRequest {
     Load,
     Commit(Box<MapUpdate>),
     JobLoad,
-    JobStore(Box<JobRecord>, KvVersion),
+    JobStore(Box<JobRecord>, JobGuard),
 }
 
 fn failed(error: CatalogError) -> MetaOutcome {
@@ -70,8 +70,8 @@ impl World {
                 }
                 Err(error) => failed(error),
             },
-            MetaRequest::JobStore(job, version) => {
-                match catalog::store_job(&self.fronts[front].meta, &job, version) {
+            MetaRequest::JobStore(job, guard) => {
+                match catalog::store_job(&self.fronts[front].meta, &job, guard) {
                     Ok(version) => {
                         self.job_ended(front, &job);
                         MetaOutcome::JobStored(version)

@@ -98,18 +98,32 @@ pub fn update_job(
     })
 }
 
-/// Writes the record if it still has this version: how a front tells what became of the job.
+/// What a front judged a job by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobGuard {
+    /// Version of the job's record.
+    pub job: KvVersion,
+    /// Version of the head of the volume's map.
+    pub head: KvVersion,
+}
+
+/// Writes the record if it and the map are still these: how a front tells what became of the job. A job may have been
+/// made from a newer map than its front has read: what is to be removed does not lie there yet, and all seems done.
 pub fn store_job(
     store: &dyn MetaStore,
     job: &JobRecord,
-    expected: KvVersion,
+    guard: JobGuard,
 ) -> Result<KvVersion, CommitError> {
     let write = Write::Set {
         key: key::job(job.volume),
         bytes: json(job),
-        expected,
+        expected: guard.job,
     };
-    let versions = store.commit(&[write])?;
+    let check = Write::Check {
+        key: key::head(job.volume),
+        expected: guard.head,
+    };
+    let versions = store.commit(&[write, check])?;
     Ok(versions[0])
 }
 

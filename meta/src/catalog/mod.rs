@@ -7,7 +7,7 @@ mod latency;
 mod node;
 mod volume;
 
-pub use job::{create_job, job, list_jobs, store_job, update_job, watch_job};
+pub use job::{JobGuard, create_job, job, list_jobs, store_job, update_job, watch_job};
 pub use latency::{host_latencies, host_latency, put_host_latency};
 pub use node::{
     check_start, deregister_live, forget_node, list_nodes, node, node_by_name, raise_start,

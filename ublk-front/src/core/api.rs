@@ -340,8 +340,12 @@ pub enum ControlAction {
     MetaCommit(MetaId, Box<ukai_meta::transition::MapUpdate>),
     /// Load the relocation job; answer with [`MetaOutcome::Job`].
     JobLoad(MetaId),
-    /// Write its record if it still has this version; answer JobStored or Failed.
-    JobStore(MetaId, Box<ukai_meta::JobRecord>, ukai_meta::KvVersion),
+    /// Write its record if it and the map are still these; answer JobStored or Failed.
+    JobStore(
+        MetaId,
+        Box<ukai_meta::JobRecord>,
+        ukai_meta::catalog::JobGuard,
+    ),
     /// Send on control's connection. Dropped if it is down.
     Send {
         /// To whom.

@@ -8,6 +8,7 @@ use super::{ControlConfig, ControlCore, SharedSeq};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use ukai_meta::catalog::JobGuard;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::transition;
 use ukai_meta::{CommitError, JobRecord, KvVersion, MetaError, NodeHealth, ReplicaState};
@@ -221,12 +222,15 @@ impl World {
                 };
                 events.push_back(ControlEvent::Meta(id, outcome));
             }
-            ControlAction::JobStore(id, job, expected) => {
-                let there = self.job.as_ref().map(|(_, version)| *version);
+            ControlAction::JobStore(id, job, guard) => {
+                let there = self.job.as_ref().map(|(_, version)| JobGuard {
+                    job: *version,
+                    head: self.map.head_version(),
+                });
                 let outcome = if self.meta_down {
                     MetaOutcome::Failed(CommitError::Unknown)
-                } else if there == Some(expected) {
-                    let version = KvVersion(expected.0 + 1);
+                } else if there == Some(guard) {
+                    let version = KvVersion(guard.job.0 + 1);
                     self.job = Some((*job, version));
                     MetaOutcome::JobStored(version)
                 } else {

@@ -26,7 +26,8 @@ pub(super) fn run(start: u64) -> Incarnation {
 }
 
 pub(super) fn committed(update: MapUpdate) -> VolumeMap {
-    let versions = vec![KvVersion(1); update.writes.len()];
+    let version = KvVersion(update.next.head_version().0 + 1);
+    let versions = vec![version; update.writes.len()];
     update.committed(&versions)
 }
 

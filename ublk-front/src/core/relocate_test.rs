@@ -7,6 +7,7 @@ use super::window::LaneWindow;
 use std::time::Duration;
 use ukai_meta::job::{GoalSet, JOB_FORMAT, JobLimits, JobRecord, JobState, Protect};
 use ukai_meta::{KvVersion, NodeHealth, ReplicaState, transition};
+use ukai_proto::message::ChunkRange;
 use ukai_proto::{ChunkIndex, NodeId, Opcode, Status};
 
 use ReplicaState::{InSync, Joining};
@@ -111,6 +112,27 @@ fn without_a_job_its_record_is_read_only_when_told() {
     world.pass(Duration::from_secs(60));
     assert_eq!(world.job_loads, 1);
     assert_eq!(world.core.job_progress(), None);
+}
+
+/// Of a map that the front has not read: what the job removes does not lie there yet.
+#[test]
+fn a_job_made_from_a_newer_map_is_not_done_by_the_older_one() {
+    let mut world = world();
+    let chunks = ChunkRange {
+        start: ChunkIndex(0),
+        count: 16,
+    };
+    world.map = committed(transition::add_location(&world.map, chunks, C).unwrap());
+    let mut job = job();
+    job.sets = vec![GoalSet {
+        add: vec![A],
+        remove: vec![C],
+        copies: 2,
+    }];
+    world.begin(job);
+    world.until_ended(10);
+    assert_eq!(world.job_state(), JobState::Done);
+    assert_eq!(world.count_in(C, Joining) + world.count_in(C, InSync), 0);
 }
 
 #[test]

@@ -267,6 +267,8 @@ impl ControlCore {
                 if matches!(purpose, Purpose::JobLoad | Purpose::JobStore) =>
             {
                 self.relocation.changed();
+                // The job may have been made from a newer map than this one.
+                self.reload_wanted |= matches!(error, CommitError::Conflict { .. });
                 if !matches!(error, CommitError::Conflict { .. } | CommitError::Unknown) {
                     self.note(format!("metadata: {error}; the relocation waits"), out);
                     self.meta_retry_at = now.after(self.config.retry);

@@ -11,6 +11,7 @@ use crate::core::api::{ControlAction, Now};
 use std::collections::VecDeque;
 use std::time::Duration;
 use ukai_meta::KvVersion;
+use ukai_meta::catalog::JobGuard;
 use ukai_meta::job::{self, Batch, JobProgress, JobRecord, JobState, Next, Outlook, Wait};
 use ukai_meta::transition::{self, Change, TransitionError};
 use ukai_proto::limits::SECTOR_BYTES;
@@ -306,8 +307,12 @@ impl ControlCore {
             return false;
         };
         let (job, version) = (Box::new(job.clone()), *version);
+        let guard = JobGuard {
+            job: version,
+            head: self.map().head_version(),
+        };
         let id = self.meta_id(Purpose::JobStore);
-        out.push(ControlAction::JobStore(id, job, version));
+        out.push(ControlAction::JobStore(id, job, guard));
         true
     }
 

@@ -12,11 +12,10 @@ use crate::shell::clock;
 use crate::shell::context::{ControlInput, ControlPort};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use ukai_meta::catalog::{self, CatalogError};
+use ukai_meta::catalog::{self, CatalogError, JobGuard};
 use ukai_meta::transition::MapUpdate;
 use ukai_meta::{
-    CommitError, FrontRecord, HostLatency, JobRecord, KvVersion, MetaError, MetaStore, MetaUrl,
-    Watch, key,
+    CommitError, FrontRecord, HostLatency, JobRecord, MetaError, MetaStore, MetaUrl, Watch, key,
 };
 use ukai_proto::{Generation, Token, VolumeId};
 
@@ -106,7 +105,7 @@ pub(super) enum Work {
     Load(MetaId),
     Commit(MetaId, Box<MapUpdate>),
     JobLoad(MetaId),
-    JobStore(MetaId, Box<JobRecord>, KvVersion),
+    JobStore(MetaId, Box<JobRecord>, JobGuard),
 }
 
 /// Orders to the thread that announces the front.
@@ -132,7 +131,7 @@ pub(super) fn worker(
                 Work::Load(id) => (id, load(&meta, volume)),
                 Work::Commit(id, update) => (id, commit(&meta, *update)),
                 Work::JobLoad(id) => (id, load_job(&meta, volume)),
-                Work::JobStore(id, job, version) => (id, store_job(&meta, &job, version)),
+                Work::JobStore(id, job, guard) => (id, store_job(&meta, &job, guard)),
             };
             port.post(ControlInput::Meta(id, outcome));
         }
@@ -188,9 +187,9 @@ fn load_job(meta: &MetaHandle, volume: VolumeId) -> MetaOutcome {
     }
 }
 
-fn store_job(meta: &MetaHandle, job: &JobRecord, expected: KvVersion) -> MetaOutcome {
+fn store_job(meta: &MetaHandle, job: &JobRecord, guard: JobGuard) -> MetaOutcome {
     let store = meta.get();
-    match catalog::store_job(&*store, job, expected) {
+    match catalog::store_job(&*store, job, guard) {
         Ok(version) => MetaOutcome::JobStored(version),
         Err(error) => uncommitted(meta, &store, error),
     }

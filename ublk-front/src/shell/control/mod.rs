@@ -229,8 +229,8 @@ impl Control {
             ControlAction::MetaLoad(id) => self.work(Work::Load(id)),
             ControlAction::MetaCommit(id, update) => self.work(Work::Commit(id, update)),
             ControlAction::JobLoad(id) => self.work(Work::JobLoad(id)),
-            ControlAction::JobStore(id, job, version) => {
-                self.work(Work::JobStore(id, job, version));
+            ControlAction::JobStore(id, job, guard) => {
+                self.work(Work::JobStore(id, job, guard));
             }
             ControlAction::Send { peer, header, aux } => self.nodes.send(peer, &header, &aux),
             ControlAction::Order(lane, order) => {
