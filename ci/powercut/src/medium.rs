@@ -6,7 +6,8 @@ use chunkstore::disk::layout::{BLOCK, BLOCK_BYTES};
 use chunkstore::disk::mem::MemDisk;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use ukai_checker::stamp::Content;
 
 /// The log shows what it cannot, or what the replay cannot order.
 #[derive(Debug, thiserror::Error)]
@@ -30,12 +31,21 @@ pub(crate) enum MediumError {
     Device(#[from] DiskError),
 }
 
+/// The number of the guest's write whose content this is.
+fn guest_write(sector: &[u8]) -> Option<u64> {
+    match Content::read(sector) {
+        Content::Whole(stamp) => Some(stamp.write_id),
+        Content::Zero | Content::Torn(_) => None,
+    }
+}
+
 /// What is durable, and what was written since and may not be.
 #[derive(Debug)]
 pub(crate) struct Medium {
     durable: MemDisk,
     loose: Vec<(u64, Vec<u8>)>,
-    forced: BTreeSet<u64>,
+    /// Written with FUA since the last flush, and the write of the guest that it was, if it was one.
+    forced: BTreeMap<u64, Option<u64>>,
     lying: bool,
 }
 
@@ -45,7 +55,7 @@ impl Medium {
         Self {
             durable: MemDisk::new(bytes),
             loose: Vec::new(),
-            forced: BTreeSet::new(),
+            forced: BTreeMap::new(),
             lying,
         }
     }
@@ -69,16 +79,14 @@ impl Medium {
                 let sectors = (position..position + bytes).step_by(BLOCK_BYTES);
                 if *fua {
                     self.durable.write(position, data)?;
-                    self.forced.extend(sectors);
+                    let writes = data.chunks_exact(BLOCK_BYTES).map(guest_write);
+                    self.forced.extend(sectors.zip(writes));
                 } else {
-                    for position in sectors.clone() {
-                        if self.forced.contains(&position) {
-                            return Err(MediumError::Unordered { position });
+                    for (position, piece) in sectors.zip(data.chunks_exact(BLOCK_BYTES)) {
+                        if self.is_later(position, piece)? {
+                            self.loose.push((position, piece.to_vec()));
                         }
                     }
-                    let pieces = sectors.zip(data.chunks_exact(BLOCK_BYTES));
-                    self.loose
-                        .extend(pieces.map(|(position, piece)| (position, piece.to_vec())));
                 }
             }
             // Nobody relies on what is there any more: noise is as good as anything.
@@ -95,6 +103,19 @@ impl Medium {
         }
         self.durable.sync()?;
         Ok(())
+    }
+
+    /// Did the guest write it after what is there by force? The log tells a write without FUA only with the flush that
+    /// follows it, and so after one with FUA that followed it too. The guest numbers its writes, and never has two of
+    /// one sector under way.
+    fn is_later(&self, position: u64, piece: &[u8]) -> Result<bool, MediumError> {
+        match self.forced.get(&position) {
+            None => Ok(true),
+            Some(forced) => match (forced, guest_write(piece)) {
+                (Some(forced), Some(loose)) => Ok(loose > *forced),
+                _ => Err(MediumError::Unordered { position }),
+            },
+        }
     }
 
     /// Sectors that a cut could lose.
@@ -117,5 +138,52 @@ impl Medium {
         }
         disk.sync()?;
         Ok(disk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ukai_checker::stamp::Stamp;
+
+    fn write(write_id: u64, fua: bool) -> Entry {
+        let stamp = Stamp {
+            volume: [1; 16],
+            sector: 0,
+            write_id,
+        };
+        Entry {
+            position: BLOCK,
+            flush: false,
+            action: Action::Write {
+                data: stamp.bytes(),
+                fua,
+            },
+        }
+    }
+
+    /// The log has it after the second, as it became durable with the next flush only.
+    #[test]
+    fn a_write_before_one_with_fua_does_not_undo_it() {
+        let mut medium = Medium::new(1 << 20, false);
+        medium.apply(&write(2, true)).expect("a sector");
+        medium.apply(&write(1, false)).expect("the guest's order");
+        assert_eq!(medium.loose(), 0);
+        medium.apply(&write(3, false)).expect("the guest's order");
+        assert_eq!(medium.loose(), 1);
+    }
+
+    #[test]
+    fn what_is_no_write_of_the_guest_has_no_order() {
+        let mut medium = Medium::new(1 << 20, false);
+        medium.apply(&write(2, true)).expect("a sector");
+        let mut unknown = write(1, false);
+        if let Action::Write { data, .. } = &mut unknown.action {
+            data[0] ^= 1;
+        }
+        assert!(matches!(
+            medium.apply(&unknown),
+            Err(MediumError::Unordered { position: BLOCK })
+        ));
     }
 }
