@@ -128,7 +128,6 @@ async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
         ring: Rc::new(Ring::create().map_err(|error| format!("make a ring: {error}"))?),
         device: Rc::new(device),
         queues: Queues::create(),
-        wake: Rc::default(),
     };
     let mut shards = Vec::new();
     for (place, plan) in plans.into_iter().enumerate() {
@@ -146,7 +145,7 @@ async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
         shards.push(shard);
         let _ = setting.events.send(Event::Opened);
     }
-    let pump = pump::run(executor.ring.clone(), shards.clone(), executor.wake.clone());
+    let pump = pump::run(executor.ring.clone(), shards.clone());
     let pump = glommio::spawn_local_into(pump, executor.queues.data)
         .map_err(|error| format!("spawn a task: {error}"))?;
     pump.await.map_err(|error| format!("the ring: {error}"))?;

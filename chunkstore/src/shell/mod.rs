@@ -26,7 +26,6 @@ mod gather;
 mod hello;
 mod listen;
 pub mod medium;
-mod notify;
 mod peer;
 mod pulse;
 mod pump;

@@ -1,38 +1,33 @@
 //! What an executor does all day: completions, turns of its shards, one kernel entry, and again.
 //!
-//! It waits in its own ring as long as something happened a moment ago, so that a guest's next request finds the
-//! thread where the request arrives. After that the runtime's loop has the thread, until the ring or a task of the
-//! runtime (a timer, an accepted connection, an order from the control thread) has something. Tasks of the
-//! runtime that are ready run between two turns; those that wait for the kernel run when the ring is left, which
-//! is at the latest when the runtime's timer of this queue fires (see `queues.rs`).
+//! It waits in its own ring, so that a guest's next request finds the thread where the request arrives. Tasks of the
+//! runtime (timers, accepted connections, orders from the control thread) that are ready run between two waits; those
+//! that wait for the kernel become ready when the runtime looks at its own rings, which it does when its timer of this
+//! queue has fired (see `queues.rs`). So what the runtime has to do is late by that much and one wait; it has nothing
+//! that is in a hurry.
+//!
+//! The thread is never left to the runtime's own wait, with an eventfd that tells of the ring: where system calls are slow,
+//! the runtime parks with that task ready, and requests were seen to wait for the next tick of 250 ms.
 
-use super::clock::{now_ns, ns};
-use super::notify::Notify;
+use super::clock::now_ns;
 use super::ring::{Completed, Ring};
 use super::shard::Shard;
-use glommio::io::BufferedFile;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-/// The ring is waited in for so long after something happened. A sleep, not a spin: it costs no CPU. Whatever
-/// else wants the executor waits for it at most once.
-const LINGER: Duration = Duration::from_millis(1);
+/// The first wait after something happened. A sleep, not a spin: it costs no CPU.
+const WAIT_MIN: Duration = Duration::from_millis(1);
+/// Each wait in which nothing happens is followed by one twice as long, up to this: an idle executor wakes a hundred times a
+/// second.
+const WAIT_MAX: Duration = Duration::from_millis(10);
 
 /// Run until every shard has stopped and nothing of them is left in the kernel.
-pub(super) async fn run(
-    ring: Rc<Ring>,
-    shards: Vec<Rc<Shard>>,
-    wake: Rc<Notify>,
-) -> io::Result<()> {
-    let event = ring.event().try_clone()?;
-    // Ends with the executor.
-    drop(glommio::spawn_local(told(event, wake.clone())).detach());
+pub(super) async fn run(ring: Rc<Ring>, shards: Vec<Rc<Shard>>) -> io::Result<()> {
     let mut completed = Vec::new();
-    let mut busy_at = now_ns();
+    let mut wait = WAIT_MIN;
     loop {
         ring.reap(&mut completed);
         let mut busy = !completed.is_empty();
@@ -43,7 +38,9 @@ pub(super) async fn run(
             };
             shards[shard].completed(completed);
         }
+        let now = now_ns();
         for shard in &shards {
+            shard.wake(now);
             busy |= shard.turn();
         }
         if ring.is_idle() && shards.iter().all(|shard| shard.stopped().is_some()) {
@@ -53,38 +50,16 @@ pub(super) async fn run(
         if shards.iter().any(|shard| shard.has_events()) {
             continue;
         }
-        let now = now_ns();
-        if busy {
-            busy_at = now;
-        }
-        if now - busy_at < ns(LINGER) {
-            ring.wait(LINGER)?;
-            continue;
-        }
-        ring.tell(true);
-        // What completed before that is not told any more.
-        ring.enter()?;
-        ring.reap(&mut completed);
-        if completed.is_empty() {
-            wake.notified().await;
-        }
-        ring.tell(false);
-        ring.enter()?;
-        busy_at = now_ns();
+        wait = if busy {
+            WAIT_MIN
+        } else {
+            (wait * 2).min(WAIT_MAX)
+        };
+        let wakes_at = shards.iter().filter_map(|shard| shard.wakes_at()).min();
+        let until_then = wakes_at.map(|at| Duration::from_nanos(at.saturating_sub(now_ns())));
+        ring.wait(until_then.map_or(wait, |until_then| until_then.min(wait)))?;
     }
     Ok(())
-}
-
-/// Wakes the pump when the ring has something while nobody waits in it.
-async fn told(event: OwnedFd, wake: Rc<Notify>) {
-    // SAFETY: a descriptor that nobody else has; all that is done with it is to read it.
-    let event = unsafe { BufferedFile::from_raw_fd(event.into_raw_fd()) };
-    loop {
-        match event.read_at(0, size_of::<u64>()).await {
-            Ok(_) => wake.notify(),
-            Err(error) => panic!("wait for the ring: {error}"),
-        }
-    }
 }
 
 /// Tasks of the runtime that are ready run first.

@@ -17,7 +17,6 @@ use io_uring::{IoUring, squeue};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -25,8 +24,6 @@ use std::time::Duration;
 const SUBMISSIONS: u32 = 256;
 /// Completions that the kernel keeps in the ring; beyond, it keeps a list.
 const COMPLETIONS: u32 = 4096;
-/// `IORING_ENTER_GETEVENTS`: run what has completed, do not wait.
-const GET_EVENTS: u32 = 1;
 
 /// Memory of a device operation.
 #[derive(Debug)]
@@ -76,7 +73,6 @@ pub(crate) struct Ring {
     queued: RefCell<VecDeque<squeue::Entry>>,
     ops: RefCell<Slab<Op>>,
     in_kernel: std::cell::Cell<usize>,
-    event: OwnedFd,
 }
 
 impl std::fmt::Debug for Ring {
@@ -97,38 +93,12 @@ impl Ring {
             .setup_defer_taskrun()
             .build(SUBMISSIONS)
             .or_else(|_| builder.build(SUBMISSIONS))?;
-        // SAFETY: passes no memory.
-        let event = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-        if event < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a new descriptor that nobody else has.
-        let event = unsafe { OwnedFd::from_raw_fd(event) };
-        ring.submitter().register_eventfd(event.as_raw_fd())?;
-        let this = Self {
+        Ok(Self {
             ring: RefCell::new(ring),
             queued: RefCell::default(),
             ops: RefCell::default(),
             in_kernel: std::cell::Cell::default(),
-            event,
-        };
-        this.tell(false);
-        Ok(this)
-    }
-
-    /// The descriptor that becomes readable when something completes while [`Ring::tell`] is on.
-    pub(super) fn event(&self) -> &OwnedFd {
-        &self.event
-    }
-
-    /// Whether completions are told to the eventfd: only while the thread does not wait here.
-    pub(super) fn tell(&self, on: bool) {
-        let mut ring = self.ring.borrow_mut();
-        if on {
-            ring.completion().enable_eventfd();
-        } else {
-            ring.completion().disable_eventfd();
-        }
+        })
     }
 
     /// Is nothing in the kernel or on its way there?
@@ -181,24 +151,7 @@ impl Ring {
         true
     }
 
-    /// Hand over what is queued and take what has completed, without waiting.
-    pub(super) fn enter(&self) -> io::Result<()> {
-        let mut ring = self.ring.borrow_mut();
-        loop {
-            let all = self.fill(&mut ring);
-            let submit = ring.submission().len();
-            let submit = u32::try_from(submit).expect("bounded by the ring's size");
-            // SAFETY: no argument is passed; the entries are those of `fill`.
-            let entered = unsafe { ring.submitter().enter::<()>(submit, 0, GET_EVENTS, None) };
-            match entered {
-                Ok(_) if !all => {}
-                Ok(_) => return Ok(()),
-                Err(error) => return passing(error),
-            }
-        }
-    }
-
-    /// The same, and wait for a completion, but not for longer than `limit`.
+    /// Hand over what is queued and wait for a completion, but not for longer than `limit`.
     pub(crate) fn wait(&self, limit: Duration) -> io::Result<()> {
         let mut ring = self.ring.borrow_mut();
         while !self.fill(&mut ring) {

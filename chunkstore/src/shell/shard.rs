@@ -5,7 +5,6 @@ use super::clock::{now_ns, ns};
 use super::conn::{Conn, Line};
 use super::device::Device;
 use super::gather::Body;
-use super::notify::Notify;
 use super::peer;
 use super::queues::Queues;
 use super::ring::{Completed, Ring};
@@ -71,7 +70,7 @@ pub(super) struct Shard {
     actions: RefCell<Vec<ShardAction<NodeBuf>>>,
     next_conn: Cell<u64>,
     lease_held: Cell<bool>,
-    /// A timer that wakes the core runs until then.
+    /// The core wants to be woken then.
     wakes_at: Cell<Option<u64>>,
     poisoned: Cell<bool>,
     /// Was the stop clean?
@@ -84,8 +83,6 @@ pub(super) struct Executor {
     pub(super) ring: Rc<Ring>,
     pub(super) device: Rc<Device>,
     pub(super) queues: Queues,
-    /// Wakes the pump.
-    pub(super) wake: Rc<Notify>,
 }
 
 impl Shard {
@@ -125,7 +122,6 @@ impl Shard {
     /// Queue an event for the next turn, from a task of the runtime.
     pub(super) fn push(&self, event: ShardEvent<NodeBuf>) {
         self.queue.borrow_mut().push_back(event);
-        self.executor.wake.notify();
     }
 
     /// Queue an event for the turn that follows.
@@ -235,7 +231,7 @@ impl Shard {
             }
             core.turn_end(now, &mut actions);
         }
-        self.set_timer(now);
+        self.note_wake(now);
         self.carry_out(&mut actions);
         self.actions.replace(actions);
         self.resume();
@@ -251,23 +247,26 @@ impl Shard {
     }
 
     /// The core may want to be woken before the next tick.
-    fn set_timer(self: &Rc<Self>, now: u64) {
-        let Some(at) = self.core.borrow().wake_at() else {
-            return;
-        };
-        let wait = Duration::from_nanos(at.saturating_sub(now)).max(WAKE_MIN);
-        if wait >= TICK || self.wakes_at.get().is_some_and(|set| set <= at) {
-            return;
+    fn note_wake(&self, now: u64) {
+        let at = self.core.borrow().wake_at();
+        let at = at.map(|at| at.max(now + ns(WAKE_MIN)));
+        // Turns that come closer together must not put it off.
+        let set = self.wakes_at.get();
+        self.wakes_at
+            .set(at.map(|at| set.map_or(at, |set| set.min(at))));
+    }
+
+    /// When the core wants to be woken, if it does.
+    pub(super) fn wakes_at(&self) -> Option<u64> {
+        self.wakes_at.get().filter(|_| self.stopped.get().is_none())
+    }
+
+    /// Wakes the core if it is time.
+    pub(super) fn wake(&self, now: u64) {
+        if self.wakes_at().is_some_and(|at| at <= now) {
+            self.wakes_at.set(None);
+            self.join_turn(ShardEvent::Tick);
         }
-        self.wakes_at.set(Some(at));
-        let shard = self.clone();
-        self.spawn(self.executor.queues.data, async move {
-            glommio::timer::sleep(wait).await;
-            if shard.wakes_at.get() == Some(at) {
-                shard.wakes_at.set(None);
-                shard.push(ShardEvent::Tick);
-            }
-        });
     }
 
     fn carry_out(self: &Rc<Self>, actions: &mut Vec<ShardAction<NodeBuf>>) {
