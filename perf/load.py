@@ -1,4 +1,4 @@
-"""Jobs and the clients that run them: fio, qemu-img bench, and ukai-tools bench (in-process client of UKAI)."""
+"""Jobs and the clients that run them: fio, and qemu-img bench where fio has no engine."""
 import json
 import re
 
