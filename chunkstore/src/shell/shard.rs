@@ -119,13 +119,8 @@ impl Shard {
         }
     }
 
-    /// Queue an event for the next turn, from a task of the runtime.
+    /// Queue an event for the next turn.
     pub(super) fn push(&self, event: ShardEvent<NodeBuf>) {
-        self.queue.borrow_mut().push_back(event);
-    }
-
-    /// Queue an event for the turn that follows.
-    fn join_turn(&self, event: ShardEvent<NodeBuf>) {
         self.queue.borrow_mut().push_back(event);
     }
 
@@ -162,7 +157,7 @@ impl Shard {
     pub(super) fn completed(&self, completed: Completed) {
         match completed {
             Completed::Disk { io, result, .. } => {
-                self.join_turn(ShardEvent::DiskDone { io, result });
+                self.push(ShardEvent::DiskDone { io, result });
             }
             Completed::Writable(conn) => {
                 if !conn.polled() {
@@ -172,7 +167,7 @@ impl Shard {
             }
             Completed::Receive(conn, result) => {
                 let deliver = |frame| {
-                    self.join_turn(match conn.line {
+                    self.push(match conn.line {
                         Line::Client(id) => ShardEvent::Frame { conn: id, frame },
                         Line::Peer(id) => ShardEvent::PeerFrame { peer: id, frame },
                     });
@@ -204,7 +199,7 @@ impl Shard {
     /// Nothing more comes from it.
     fn over(&self, conn: &Conn) {
         self.lines.borrow_mut().remove(&conn.line);
-        self.join_turn(match conn.line {
+        self.push(match conn.line {
             Line::Client(id) => ShardEvent::ConnClosed { conn: id },
             Line::Peer(id) => ShardEvent::PeerClosed { peer: id },
         });
@@ -265,7 +260,7 @@ impl Shard {
     pub(super) fn wake(&self, now: u64) {
         if self.wakes_at().is_some_and(|at| at <= now) {
             self.wakes_at.set(None);
-            self.join_turn(ShardEvent::Tick);
+            self.push(ShardEvent::Tick);
         }
     }
 

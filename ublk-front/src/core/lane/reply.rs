@@ -35,7 +35,8 @@ impl LaneCore {
             }
         }
         self.pieces.get_mut(index).targets[target].state = TargetState::Acked;
-        if !self.current().full.is_empty() {
+        let asked_first = self.config.as_ref().is_some_and(|c| !c.full.is_empty());
+        if asked_first {
             self.send_all(now, index, out);
         }
         self.check_piece(now, index, out);
