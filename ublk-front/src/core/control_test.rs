@@ -981,26 +981,36 @@ fn a_new_token_reconciles_what_was_open_on_a_node_whose_process_died() {
     assert_eq!(world.unreconciled(), [open, doubted]);
 }
 
+/// When the process of the only source died.
+#[derive(PartialEq, Debug)]
+enum Death {
+    Serving,
+    /// After it was fenced.
+    Attaching,
+    /// After it was fenced, before it could say so.
+    AttachingUnheard,
+    /// The same, and again when it was fenced anew.
+    RenewingUnheard,
+}
+
 /// A replica of which the only other one doubts a sector cannot be filled from it before that one was fenced anew.
 #[test]
 fn what_only_a_doubting_source_has_is_copied_under_a_new_token() {
-    for attaching in [false, true] {
+    use Death::{Attaching, AttachingUnheard, RenewingUnheard, Serving};
+    for death in [Serving, Attaching, AttachingUnheard, RenewingUnheard] {
         let chunk = ChunkIndex(3);
         let mut world = World::new(fresh());
         world.intents.insert(PEER_A, vec![chunk]);
-        if attaching {
-            // It dies and comes back before the other one is waited for no longer.
-            world.up.remove(&PEER_B);
-            world.event(ControlEvent::Start);
+        let die = |world: &mut World, start| {
+            world.mute.clear();
             world.event(ControlEvent::PeerDown { peer: PEER_A });
-            world.run_start.insert(PEER_A, 2);
-            let incarnation = run(2);
-            let peer = PEER_A;
-            world.event(ControlEvent::PeerUp { peer, incarnation });
-            world.pass(Duration::from_secs(20));
-            assert!(world.ready);
-            world.event(ControlEvent::LaneAdded(LaneId(0)));
-        } else {
+            world.run_start.insert(PEER_A, start);
+            world.event(ControlEvent::PeerUp {
+                peer: PEER_A,
+                incarnation: run(start),
+            });
+        };
+        if death == Serving {
             world.event(ControlEvent::Start);
             world.event(ControlEvent::LaneAdded(LaneId(0)));
             world.lose(PEER_B);
@@ -1008,19 +1018,39 @@ fn what_only_a_doubting_source_has_is_copied_under_a_new_token() {
             world.lose(PEER_A);
             world.restore(PEER_A, 2);
             world.pass(Duration::from_secs(1));
+        } else {
+            // It dies and comes back before the other one is waited for no longer.
+            world.up.remove(&PEER_B);
+            if death != Attaching {
+                world.mute.push((PEER_A, Opcode::Fence));
+            }
+            world.event(ControlEvent::Start);
+            die(&mut world, 2);
+            world.pass(Duration::from_secs(20));
+            assert!(world.ready);
+            world.event(ControlEvent::LaneAdded(LaneId(0)));
         }
-        let token = world.map.head.token;
+        let token = world.map.head.token.0;
+        let mut renewals = 1;
         world.bad = [(A, chunk)].into();
         world.written.insert(PEER_A, vec![chunk]);
+        if death == RenewingUnheard {
+            renewals = 2;
+            world.mute.push((PEER_A, Opcode::Fence));
+        }
         world.restore(PEER_B, 2);
         for _ in 0..100 {
             world.pass(Duration::from_secs(1));
-            if world.map.head.token > token {
+            if !world.mute.is_empty() && world.map.head.token.0 > token {
+                world.pass(Duration::from_secs(1)); // now it is asked
+                die(&mut world, 3);
+            }
+            if world.map.head.token.0 == token + renewals {
                 world.bad.clear();
             }
         }
-        assert_eq!(world.map.head.token.0, token.0 + 1, "once");
-        assert_eq!(world.state(B), Some(ReplicaState::InSync));
+        assert_eq!(world.map.head.token.0, token + renewals, "{death:?}");
+        assert_eq!(world.state(B), Some(ReplicaState::InSync), "{death:?}");
     }
 }
 

@@ -113,18 +113,29 @@ impl ControlCore {
         let count = self.map().chunk_count();
         chunks.retain(|chunk| chunk.0 < count);
         self.seen.entry(node).or_default().intents.extend(&chunks);
-        if matches!(self.phase, Phase::Fencing { .. }) {
-            // A run that was fenced for the first time under a token that its former run knows doubts what it adopted.
-            let seen = self.seen.entry(node).or_default();
-            let run = seen.up.values().next().copied();
-            if run.is_some() && seen.listed.is_some_and(|listed| Some(listed) != run) {
-                self.recovered.extend(&chunks);
-            }
-            seen.listed = seen.listed.or(run);
-            self.intents.extend(chunks);
-        } else if self.is_another_run(node) {
-            self.recovered.extend(chunks);
+        let attaching = matches!(self.phase, Phase::Fencing { .. });
+        if self.may_doubt(node) || (!attaching && self.is_another_run(node)) {
+            self.recovered.extend(&chunks);
         }
+        if attaching {
+            self.intents.extend(chunks);
+        }
+    }
+
+    /// Does the node's run perhaps know this token from its former run's log? Then it doubts what it adopted.
+    fn may_doubt(&self, node: NodeId) -> bool {
+        let Some(seen) = self.seen.get(&node) else {
+            return false;
+        };
+        let token = self.map().head.token;
+        let asked = seen.asked.filter(|(under, _)| *under == token);
+        asked.is_some_and(|(_, first)| seen.up.values().any(|run| *run != first))
+    }
+
+    /// Chunks of which a node may doubt something under this token.
+    pub(super) fn doubted_chunks(&self) -> BTreeSet<ChunkIndex> {
+        let nodes = self.seen.iter().filter(|(node, _)| self.may_doubt(**node));
+        nodes.flat_map(|(_, seen)| &seen.intents).copied().collect()
     }
 
     /// Has the node started again since lanes were told of it?

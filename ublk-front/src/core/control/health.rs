@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use ukai_proto::message::ChunkRange;
-use ukai_proto::{ChunkIndex, Generation, Incarnation, NodeId, Opcode, ShardIndex, Status};
+use ukai_proto::{ChunkIndex, Generation, Incarnation, NodeId, Opcode, ShardIndex, Status, Token};
 
 /// Between questions whether a node admits our token still: often enough that one lost answer does not
 /// cost the read lease.
@@ -39,8 +39,9 @@ pub(super) struct NodeSeen {
     pub(super) failed: Option<Status>,
     /// Shards fenced under this front's token, at which generation, by this run.
     pub(super) fenced: BTreeMap<PeerIndex, Generation>,
-    /// The run that was the first to list its open intents while this front attached.
-    pub(super) listed: Option<Incarnation>,
+    /// Of which run FENCE was asked first, under which token. Another run that answers may know the token from
+    /// the first one's log: that one's answer was lost with its process.
+    pub(super) asked: Option<(Token, Incarnation)>,
     /// Open intents that its fence replies listed.
     pub(super) intents: BTreeSet<ChunkIndex>,
     /// Shards that have deleted the replicas that leave.

@@ -79,6 +79,7 @@ impl ControlCore {
         let count = self.map().chunk_count();
         let mut chunks = std::mem::take(&mut self.renewal.chunks);
         chunks.append(&mut self.recovered);
+        self.recovered = self.doubted_chunks();
         self.intents
             .extend(chunks.into_iter().filter(|chunk| chunk.0 < count));
         self.seq.renewed();

@@ -153,7 +153,15 @@ impl ControlCore {
         start: ChunkIndex,
         out: &mut Vec<ControlAction>,
     ) {
-        let want = Want::Fence(self.node_of(peer));
+        let (node, token) = (self.node_of(peer), self.map().head.token);
+        let seen = self.seen.entry(node).or_default();
+        if let (false, Some(run)) = (
+            seen.asked.is_some_and(|(under, _)| under == token),
+            seen.up.get(&peer),
+        ) {
+            seen.asked = Some((token, *run));
+        }
+        let want = Want::Fence(node);
         let last = self.seq.last();
         // Not the map's generation, if lanes do not run under it yet: the node would refuse them.
         let installed = self.installed.as_ref().map(|config| config.generation);
