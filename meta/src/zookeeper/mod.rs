@@ -223,9 +223,13 @@ async fn make_parents(client: &zk::Client, path: &str) -> Result<(), zk::Error> 
 fn read_error(error: &zk::Error) -> MetaError {
     match error {
         zk::Error::SessionExpired | zk::Error::ClientClosed => MetaError::SessionExpired,
-        zk::Error::ConnectionLoss | zk::Error::Timeout | zk::Error::SessionMoved => {
-            MetaError::Unavailable(error.to_string())
-        }
+        // Custom: an error of the socket (a reset), or a server that was silent for too long; the client connects again.
+        // NoHosts: none took the connection, and it has given up; the next call says that the session is over.
+        zk::Error::ConnectionLoss
+        | zk::Error::Timeout
+        | zk::Error::SessionMoved
+        | zk::Error::NoHosts
+        | zk::Error::Custom(_) => MetaError::Unavailable(error.to_string()),
         _ => MetaError::Backend(format!("ZooKeeper: {error}")),
     }
 }
