@@ -5,7 +5,6 @@ use super::args::PlanArgs;
 use super::latency::{add_overhead, models, overhead, overhead_text};
 use super::plan::Ask;
 use super::problem::{Heat, Known, Node, NodeModel, Rules};
-use super::shrink::{exposure_s, shrink};
 use crate::client::{ClientError, NodeClient, block_on, shards};
 use crate::context::{Context, Names};
 use crate::error::{Result, ToolError};
@@ -14,7 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 use ukai_meta::map::VolumeMap;
 use ukai_meta::{NodeLatency, NodeRecord, NodeState, ReplicaState, catalog};
-use ukai_proto::heat::ChunkHeat;
 use ukai_proto::message::read_chunk_list;
 use ukai_proto::{ChunkIndex, ClusterId, Flags, Generation, Header, NodeId, Opcode};
 
@@ -241,33 +239,7 @@ impl Gathered {
             );
             return;
         };
-        let rate = |level| {
-            ChunkHeat {
-                reads: level,
-                ..ChunkHeat::default()
-            }
-            .reads_per_s()
-        };
-        let rates: [f64; 256] =
-            std::array::from_fn(|level| rate(u8::try_from(level).expect("256 levels")));
-        let codes: Vec<[u8; 2]> = heat
-            .chunks
-            .iter()
-            .take(map.chunk_count() as usize)
-            .map(|chunk| [chunk.reads, chunk.writes])
-            .collect();
-        // Of few counts the highest are high by luck too.
-        let exposure_s = exposure_s(heat.age_s, heat.half_life_s);
-        let expected = |kind: usize| {
-            let mut chunks = [0_u64; 256];
-            codes.iter().for_each(|c| chunks[usize::from(c[kind])] += 1);
-            chunks[0] += u64::from(map.chunk_count()) - codes.len() as u64;
-            shrink(&rates, &chunks, exposure_s)
-        };
-        self.heat = Some(Heat {
-            rates: [expected(0), expected(1)],
-            codes,
-        });
+        self.heat = Some(Heat::told(heat, map.chunk_count()));
     }
 
     fn read_latencies(

@@ -41,6 +41,16 @@ impl Range {
         self.start + self.count
     }
 
+    /// Is the other the neighbour after it, and alike?
+    fn joins(&self, next: &Self) -> bool {
+        self.end() == next.start && self.goal == next.goal && self.band == next.band
+    }
+
+    fn join(&mut self, next: &Self) {
+        self.count += next.count;
+        self.heat += next.heat;
+    }
+
     fn heat_per_chunk(&self) -> f64 {
         f64::from(self.heat) / f64::from(self.count)
     }
@@ -102,7 +112,7 @@ pub(crate) fn goals(cover: &Cover<'_>, map: &VolumeMap, ranges_max: usize) -> Go
     if ranges.len() > ranges_max {
         fill_gaps(&mut ranges, &mut out, cover, map, ranges_max);
     }
-    ranges.sort_by(|a, b| {
+    ranges.sort_unstable_by(|a, b| {
         b.heat_per_chunk()
             .total_cmp(&a.heat_per_chunk())
             .then(a.start.cmp(&b.start))
@@ -129,25 +139,49 @@ fn ranges_of(cover: &Cover<'_>, pieces: &[(usize, u16)]) -> Vec<Range> {
     };
     let total: f64 = pieces.iter().map(|(at, _)| piece_heat(*at)).sum();
     let mut sum = 0.0;
-    let mut ranges = Vec::new();
-    for (at, goal) in pieces {
+    let mut kinds = Vec::with_capacity(pieces.len());
+    // By chunk: 1 + the place of its piece in `pieces`; 0: it stays. Scattered pieces are put in order so in one pass.
+    let mut moving: Vec<u32> = Vec::new();
+    for (number, (at, goal)) in (1..).zip(pieces) {
         let piece = &cover.pieces[*at];
         let class = &cover.problem.classes[piece.class];
         #[allow(clippy::cast_possible_truncation)] // a handful
         let band = BANDS.iter().filter(|share| sum >= **share * total).count() as u8;
         sum += piece_heat(*at);
+        kinds.push((*goal, band, class.heat()));
         for (start, count) in part_of(&class.runs, piece.offset, piece.chunks) {
-            ranges.push(Range {
-                start,
-                count,
-                goal: *goal,
-                band,
-                heat: f64_to_f32(class.heat() * f64::from(count)),
-            });
+            let (start, end) = (start as usize, start as usize + count as usize);
+            if moving.len() < end {
+                // In one go to where the volume ends, as far as is seen.
+                let last = class.runs.last().map_or(0, |last| last.0 + last.1);
+                moving.resize(end.max(last as usize), 0);
+            }
+            for chunk in &mut moving[start..end] {
+                assert!(*chunk == 0, "chunk twice in {start}..{end}");
+                *chunk = number;
+            }
         }
     }
-    ranges.sort_unstable_by_key(|range| range.start);
-    join(&mut ranges);
+    let mut ranges: Vec<Range> = Vec::new();
+    let mut start = 0;
+    for alike in moving.chunk_by(|a, b| a == b) {
+        let count = u32::try_from(alike.len()).expect("chunks are counted in u32");
+        if let Some(kind) = (alike[0] as usize).checked_sub(1) {
+            let (goal, band, heat) = kinds[kind];
+            let next = Range {
+                start,
+                count,
+                goal,
+                band,
+                heat: f64_to_f32(heat * f64::from(count)),
+            };
+            match ranges.last_mut() {
+                Some(last) if last.joins(&next) => last.join(&next),
+                _ => ranges.push(next),
+            }
+        }
+        start += count;
+    }
     ranges
 }
 
@@ -155,10 +189,9 @@ fn ranges_of(cover: &Cover<'_>, pieces: &[(usize, u16)]) -> Vec<Range> {
 fn join(ranges: &mut Vec<Range>) {
     ranges.dedup_by(|next, range| {
         assert!(range.end() <= next.start, "chunk {} twice", next.start);
-        let joins = range.end() == next.start && range.goal == next.goal && range.band == next.band;
+        let joins = range.joins(next);
         if joins {
-            range.count += next.count;
-            range.heat += next.heat;
+            range.join(next);
         }
         joins
     });

@@ -17,5 +17,6 @@ pub(crate) mod planned;
 pub(crate) mod problem;
 mod shrink;
 pub(crate) mod target;
+pub mod trial;
 
 pub(crate) use planned::{Planned, plan_for};

@@ -195,23 +195,7 @@ impl Problem {
             sets.push(Set::new(map.set(set), &index, &nodes));
         }
         let heat_known = load_known(heat);
-        let nothing_written = written.is_some_and(|written| !written.contains(&true));
-        let mut grouping = Grouping {
-            map,
-            number: &number,
-            range,
-            heat,
-            heat_known,
-            written,
-            nothing_written,
-            shift: 0,
-        };
-        let classes = loop {
-            match grouping.classes() {
-                Some(classes) => break classes,
-                None => grouping.shift += 1,
-            }
-        };
+        let classes = Grouping::new(map, &number, range, heat, written).classes();
         Self {
             nodes,
             sets,

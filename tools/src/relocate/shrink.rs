@@ -20,7 +20,10 @@
 //! `(n + k m) / (1 + k)` with `k` from the excess variance, would do the same for even load, but a volume whose one half is
 //! never used has so much variance that nothing would shrink in the other half.
 
+use super::problem::Heat;
+use crate::report::HeatTold;
 use std::f64::consts::LN_2;
+use ukai_proto::heat::ChunkHeat;
 
 /// Points of the grid for each doubling of the rate: 4.4 % apart.
 const POINTS_PER_DOUBLING: f64 = 16.0;
@@ -33,8 +36,40 @@ const ROUNDS: usize = 300;
 /// Relative variance of a rate told in levels of 6 to 12.5 %.
 const LEVEL_VARIANCE: f64 = 0.0008;
 
+impl Heat {
+    /// What the front told of a volume of `chunk_count` chunks.
+    pub(crate) fn told(told: &HeatTold, chunk_count: u32) -> Self {
+        let rates: [f64; 256] = std::array::from_fn(|level| {
+            let reads = u8::try_from(level).expect("256 levels");
+            let heat = ChunkHeat {
+                reads,
+                ..ChunkHeat::default()
+            };
+            heat.reads_per_s()
+        });
+        let codes: Vec<[u8; 2]> = told
+            .chunks
+            .iter()
+            .take(chunk_count as usize)
+            .map(|chunk| [chunk.reads, chunk.writes])
+            .collect();
+        // Of few counts the highest are high by luck too.
+        let exposure_s = exposure_s(told.age_s, told.half_life_s);
+        let expected = |kind: usize| {
+            let mut chunks = [0_u64; 256];
+            codes.iter().for_each(|c| chunks[usize::from(c[kind])] += 1);
+            chunks[0] += u64::from(chunk_count) - codes.len() as u64;
+            shrink(&rates, &chunks, exposure_s)
+        };
+        Self {
+            rates: [expected(0), expected(1)],
+            codes,
+        }
+    }
+}
+
 /// For how long counting without fading would tell the rates as exactly, seconds.
-pub(crate) fn exposure_s(age_s: u32, half_life_s: u32) -> f64 {
+fn exposure_s(age_s: u32, half_life_s: u32) -> f64 {
     let (age_s, half_life_s) = (f64::from(age_s.max(1)), f64::from(half_life_s.max(1)));
     let fade = LN_2 / half_life_s;
     2.0 / fade * (fade * age_s / 2.0).tanh()
@@ -42,7 +77,7 @@ pub(crate) fn exposure_s(age_s: u32, half_life_s: u32) -> f64 {
 
 /// What each level of `rates` (per second, ascending) has to be taken for, if `chunks[level]` chunks of the volume
 /// have it, counted for `exposure_s`. Ascending; the sum over all chunks is kept.
-pub(crate) fn shrink(rates: &[f64; 256], chunks: &[u64; 256], exposure_s: f64) -> Box<[f64; 256]> {
+fn shrink(rates: &[f64; 256], chunks: &[u64; 256], exposure_s: f64) -> Box<[f64; 256]> {
     let told: Vec<(f64, f64)> = (0..256)
         .filter(|level| chunks[*level] > 0)
         .map(|level| (rates[level] * exposure_s, count(chunks[level])))
@@ -151,7 +186,6 @@ mod tests {
     use proptest::prelude::*;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
-    use ukai_proto::heat::ChunkHeat;
 
     const AGE_S: u32 = 20;
 

@@ -1,4 +1,4 @@
-//! Chunks by kind: one pass over the volume, as many classes as there are kinds.
+//! Chunks by kind: as many classes as there are kinds. One pass over the volume finds them, another fills them.
 
 use super::{Class, Heat};
 use std::collections::HashMap;
@@ -9,6 +9,8 @@ use ukai_proto::message::ChunkRange;
 /// Kinds of chunks kept apart at most: it bounds time and memory of the search. Above it loads are told apart
 /// less finely, by a quarter, a half, ... instead of an eighth.
 const CLASSES_MAX: usize = 1 << 14;
+/// One bit is left of a load's code: used, or hardly.
+const SHIFT_MAX: u32 = 7;
 
 /// Whether there is a load of each kind to go by.
 pub(super) fn load_known(heat: Option<&Heat>) -> [bool; 2] {
@@ -23,15 +25,14 @@ pub(super) fn load_known(heat: Option<&Heat>) -> [bool; 2] {
 }
 
 pub(super) struct Grouping<'a> {
-    pub(super) map: &'a VolumeMap,
-    pub(super) number: &'a HashMap<ukai_meta::SetIndex, u32>,
-    pub(super) range: ChunkRange,
-    pub(super) heat: Option<&'a Heat>,
-    pub(super) heat_known: [bool; 2],
-    pub(super) written: Option<&'a [bool]>,
-    pub(super) nothing_written: bool,
-    /// Low bits of the codes that are disregarded.
-    pub(super) shift: u32,
+    map: &'a VolumeMap,
+    number: &'a HashMap<ukai_meta::SetIndex, u32>,
+    range: ChunkRange,
+    /// Empty: not known.
+    codes: &'a [[u8; 2]],
+    written: Option<&'a [bool]>,
+    /// Load of a chunk with this code, of reads and writes, without and with data.
+    rates: Box<[[[f64; 256]; 2]; 2]>,
 }
 
 /// Four million lookups of small keys: a multiplication mixes them well enough, and nobody chooses them
@@ -55,103 +56,196 @@ impl Hasher for Mix {
     }
 }
 
-impl Grouping<'_> {
-    /// `None`: more than are kept apart.
-    pub(super) fn classes(&self) -> Option<Vec<Class>> {
-        let (mut classes, mut sums): (Vec<Class>, Vec<[f64; 2]>) = (Vec::new(), Vec::new());
-        let mut found: HashMap<u64, usize, BuildHasherDefault<Mix>> = HashMap::default();
-        let head = &self.map.head;
+/// Neighbouring chunks that are alike in everything.
+#[derive(Clone, Copy)]
+struct Stretch {
+    start: u32,
+    count: u32,
+    set: u32,
+    movable: bool,
+    written: bool,
+    codes: [u8; 2],
+}
+
+impl Stretch {
+    /// Of its class, if loads are told apart down to this bit.
+    fn key(&self, shift: u32) -> u64 {
+        u64::from(self.set) << 18
+            | u64::from(self.written) << 17
+            | u64::from(self.movable) << 16
+            | u64::from(self.codes[0] >> shift) << 8
+            | u64::from(self.codes[1] >> shift)
+    }
+}
+
+/// The key with one bit less of each load.
+fn coarser(key: u64) -> u64 {
+    key >> 16 << 16 | (key >> 9 & 0x7f) << 8 | (key >> 1 & 0x7f)
+}
+
+/// Which class each stretch belongs to; classes are numbered as they first appear.
+#[derive(Default)]
+struct Kinds {
+    found: HashMap<u64, u32, BuildHasherDefault<Mix>>,
+    /// Key and stretches of each class.
+    classes: Vec<(u64, usize)>,
+    of_stretch: Vec<u32>,
+    /// Low bits of the codes that are disregarded.
+    shift: u32,
+}
+
+impl Kinds {
+    fn add(&mut self, stretch: &Stretch) {
+        let class = self.class(stretch.key(self.shift), 1);
+        self.of_stretch.push(class);
+        while self.classes.len() > CLASSES_MAX && self.shift < SHIFT_MAX {
+            self.coarsen();
+        }
+    }
+
+    fn class(&mut self, key: u64, stretches: usize) -> u32 {
+        let next = u32::try_from(self.classes.len()).expect("not more than chunks");
+        let class = *self.found.entry(key).or_insert(next);
+        if class == next {
+            self.classes.push((key, 0));
+        }
+        self.classes[class as usize].1 += stretches;
+        class
+    }
+
+    /// What was found so far, with loads told apart less finely.
+    fn coarsen(&mut self) {
+        self.shift += 1;
+        self.found.clear();
+        let finer = std::mem::take(&mut self.classes);
+        let joined: Vec<u32> = finer
+            .into_iter()
+            .map(|(key, stretches)| self.class(coarser(key), stretches))
+            .collect();
+        for class in &mut self.of_stretch {
+            *class = joined[*class as usize];
+        }
+    }
+}
+
+impl<'a> Grouping<'a> {
+    pub(super) fn new(
+        map: &'a VolumeMap,
+        number: &'a HashMap<ukai_meta::SetIndex, u32>,
+        range: ChunkRange,
+        heat: Option<&'a Heat>,
+        written: Option<&'a [bool]>,
+    ) -> Self {
+        let known = load_known(heat);
+        let nothing_written = written.is_some_and(|written| !written.contains(&true));
+        let rate = |kind: usize, has_data: bool, code: usize| match heat {
+            // Of what holds no data, only what was seen to be used is.
+            Some(_) if known[kind] && code == 0 && !has_data => 0.0,
+            Some(heat) if known[kind] => heat.rates[kind][code],
+            // Where the load is not known, all that was ever written counts the same.
+            _ if has_data || nothing_written => 1.0,
+            _ => 0.0,
+        };
+        let of_kind = |kind| {
+            [false, true].map(|has_data| std::array::from_fn(|code| rate(kind, has_data, code)))
+        };
+        Self {
+            map,
+            number,
+            range,
+            codes: heat.map_or(&[], |heat| &heat.codes),
+            written,
+            rates: Box::new([0, 1].map(of_kind)),
+        }
+    }
+
+    pub(super) fn classes(&self) -> Vec<Class> {
+        let mut kinds = Kinds::default();
+        self.stretches(|stretch| kinds.add(&stretch));
+        let chunk_bytes = self.map.head.chunk_bytes;
+        let class = |(key, stretches): &(u64, usize)| Class {
+            set: u32::try_from(key >> 18).expect("made of u32"),
+            movable: key >> 16 & 1 == 1,
+            read: 0.0,
+            write: 0.0,
+            bytes: if key >> 17 & 1 == 1 { chunk_bytes } else { 0 },
+            chunks: 0,
+            runs: Vec::with_capacity(*stretches),
+        };
+        let mut classes: Vec<Class> = kinds.classes.iter().map(class).collect();
+        let mut of_stretch = kinds.of_stretch.iter();
+        self.stretches(|stretch| {
+            let class = *of_stretch.next().expect("the same stretches again");
+            let class = &mut classes[class as usize];
+            let rate = |kind: usize| {
+                let code = usize::from(stretch.codes[kind]);
+                f64::from(stretch.count) * self.rates[kind][usize::from(stretch.written)][code]
+            };
+            class.read += rate(0);
+            class.write += rate(1);
+            class.chunks += u64::from(stretch.count);
+            match class.runs.last_mut() {
+                Some(last) if last.0 + last.1 == stretch.start => last.1 += stretch.count,
+                _ => class.runs.push((stretch.start, stretch.count)),
+            }
+        });
+        let total = classes.iter().fold([0.0; 2], |sum, class| {
+            [sum[0] + class.read, sum[1] + class.write]
+        });
+        for class in &mut classes {
+            #[allow(clippy::cast_precision_loss)] // chunks are counted in u32
+            let chunks = class.chunks as f64;
+            class.read = class.read / total[0] / chunks;
+            class.write = class.write / total[1] / chunks;
+        }
+        classes
+    }
+
+    /// All chunks, in their order.
+    fn stretches(&self, mut each: impl FnMut(Stretch)) {
         let end = self.range.start.0 + self.range.count;
+        let is_known = !self.codes.is_empty() || self.written.is_some();
         for (run, set) in self.map.runs() {
             let set = self.number[&set];
-            // Cut where the range begins and ends.
             let stop = run.start.0 + run.count;
-            let mut cuts = vec![run.start.0];
-            cuts.extend(
-                [self.range.start.0, end]
+            let mut start = run.start.0;
+            while start < stop {
+                // Cut where the range begins and ends.
+                let cut = [self.range.start.0, end]
                     .into_iter()
-                    .filter(|cut| *cut > run.start.0 && *cut < stop),
-            );
-            cuts.push(stop);
-            for part in cuts.windows(2) {
-                let movable = part[0] >= self.range.start.0 && part[0] < end;
-                let mut at = part[0];
-                while at < part[1] {
-                    let (codes, written) = (self.codes(at), self.is_written(at));
+                    .filter(|cut| *cut > start);
+                let part_end = cut.fold(stop, u32::min);
+                let movable = start >= self.range.start.0 && start < end;
+                while start < part_end {
+                    let (codes, written) = (self.codes(start), self.is_written(start));
                     let differs = |chunk: &u32| {
                         self.codes(*chunk) != codes || self.is_written(*chunk) != written
                     };
-                    let next = if self.heat.is_none() && self.written.is_none() {
-                        part[1]
+                    let next = if is_known {
+                        (start + 1..part_end).find(differs).unwrap_or(part_end)
                     } else {
-                        (at + 1..part[1]).find(differs).unwrap_or(part[1])
+                        part_end
                     };
-                    let key = u64::from(set) << 18
-                        | u64::from(written) << 17
-                        | u64::from(movable) << 16
-                        | u64::from(codes[0] >> self.shift) << 8
-                        | u64::from(codes[1] >> self.shift);
-                    let class = *found.entry(key).or_insert_with(|| {
-                        let bytes = if written { head.chunk_bytes } else { 0 };
-                        classes.push(Class {
-                            set,
-                            movable,
-                            read: 0.0,
-                            write: 0.0,
-                            bytes,
-                            chunks: 0,
-                            runs: Vec::new(),
-                        });
-                        sums.push([0.0; 2]);
-                        classes.len() - 1
+                    each(Stretch {
+                        start,
+                        count: next - start,
+                        set,
+                        movable,
+                        written,
+                        codes,
                     });
-                    if classes.len() > CLASSES_MAX && self.shift < 7 {
-                        return None;
-                    }
-                    let count = next - at;
-                    for (kind, sum) in sums[class].iter_mut().enumerate() {
-                        *sum += f64::from(count) * self.rate(kind, codes, written);
-                    }
-                    let class = &mut classes[class];
-                    class.chunks += u64::from(count);
-                    match class.runs.last_mut() {
-                        Some(last) if last.0 + last.1 == at => last.1 += count,
-                        _ => class.runs.push((at, count)),
-                    }
-                    at = next;
+                    start = next;
                 }
             }
         }
-        let total = sums
-            .iter()
-            .fold([0.0; 2], |sum, add| [sum[0] + add[0], sum[1] + add[1]]);
-        for (class, sum) in classes.iter_mut().zip(sums) {
-            #[allow(clippy::cast_precision_loss)] // chunks are counted in u32
-            let chunks = class.chunks as f64;
-            class.read = sum[0] / total[0] / chunks;
-            class.write = sum[1] / total[1] / chunks;
-        }
-        Some(classes)
     }
 
     fn codes(&self, chunk: u32) -> [u8; 2] {
-        let codes = self.heat.and_then(|heat| heat.codes.get(chunk as usize));
-        codes.copied().unwrap_or_default()
+        self.codes.get(chunk as usize).copied().unwrap_or_default()
     }
 
     fn is_written(&self, chunk: u32) -> bool {
         self.written
             .is_none_or(|written| written.get(chunk as usize).copied().unwrap_or(false))
-    }
-
-    /// Where the load is not known, all that was ever written counts the same.
-    fn rate(&self, kind: usize, codes: [u8; 2], written: bool) -> f64 {
-        match self.heat {
-            // Of what holds no data, only what was seen to be used is.
-            Some(_) if self.heat_known[kind] && codes[kind] == 0 && !written => 0.0,
-            Some(heat) if self.heat_known[kind] => heat.rates[kind][usize::from(codes[kind])],
-            _ if written || self.nothing_written => 1.0,
-            _ => 0.0,
-        }
     }
 }
