@@ -75,7 +75,8 @@ pub struct ControlConfig {
     pub fence_max: Duration,
     /// Attach gives up after this if needed nodes do not answer.
     pub attach_max: Duration,
-    /// A connection may be gone this long before its node counts as lost.
+    /// A connection may be gone this long before its node counts as lost: the guest's writes wait meanwhile. Long enough to
+    /// make a broken connection again, and for the process of a small node to be started again.
     pub node_grace: Duration,
     /// Pause before a failed metadata request, rejoin or copy is tried again.
     pub retry: Duration,
@@ -94,7 +95,7 @@ impl ControlConfig {
             former_is_dead: false,
             fence_max: Duration::from_secs(4),
             attach_max: Duration::from_secs(30),
-            node_grace: Duration::from_millis(600),
+            node_grace: Duration::from_millis(350),
             retry: Duration::from_secs(1),
             reports: true,
         }

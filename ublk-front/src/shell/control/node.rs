@@ -16,8 +16,11 @@ use ukai_proto::{ClusterId, Flags, Frame, Header, Incarnation, Opcode};
 
 /// Connect and HELLO together may take so long.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
-/// Pause between attempts: a node that comes back is noticed within this.
-const RETRY: Duration = Duration::from_millis(300);
+/// Pause before the first attempt to connect again, doubled by each: what was only a broken connection is one again
+/// long before its node counts as lost.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+/// The longest: a node that comes back is noticed within this.
+const RETRY_MAX: Duration = Duration::from_millis(300);
 /// Requests not yet taken by the kernel; control has a bounded number of them under way, so a peer
 /// that lets this much pile up has stopped reading.
 const UNSENT_MAX: usize = 16 << 20;
@@ -42,6 +45,8 @@ struct Connection {
     unsent: Vec<u8>,
     /// The poller was told to watch for room to write.
     watching_write: bool,
+    /// Pause before the next attempt, if this one fails.
+    retry: Duration,
     address: usize,
 }
 
@@ -88,6 +93,7 @@ impl Nodes {
                     decoder: VecDecoder::default(),
                     unsent: Vec::new(),
                     watching_write: false,
+                    retry: RETRY_MIN,
                     address: 0,
                 });
             }
@@ -254,6 +260,7 @@ impl Connection {
                 if matches!(self.state, State::Hello { .. }) {
                     let incarnation = greet(&self.peer, &header, &aux)?;
                     self.state = State::Up;
+                    self.retry = RETRY_MIN;
                     self.address = 0;
                     out.push(ControlEvent::PeerUp { peer, incarnation });
                 } else if header.flags.has(Flags::REPLY) {
@@ -301,8 +308,9 @@ impl Connection {
         self.socket = None;
         self.unsent.clear();
         self.state = State::Idle {
-            retry_at: clock::after(now, RETRY),
+            retry_at: clock::after(now, self.retry),
         };
+        self.retry = (self.retry * 2).min(RETRY_MAX);
     }
 }
 
