@@ -1,11 +1,24 @@
-"""Processes that a measurement starts, and the CPU time of all others."""
+"""The machine, the processes that a measurement starts, and the CPU time of all others."""
+import datetime
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 
 TICK = os.sysconf("SC_CLK_TCK")
+
+
+def machine(repo):
+    """What a result says of where it was measured, and of what"""
+    commit = subprocess.run(["git", "-C", repo, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    with open("/proc/cpuinfo") as info:
+        model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "unknown")
+    with open("/proc/meminfo") as info:
+        memory = int(info.readline().split()[1]) >> 10
+    return {"kernel": platform.release(), "cpus": os.cpu_count(), "cpu": model, "memory_mib": memory,
+            "commit": commit.stdout.strip(), "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
 
 
 class Failed(Exception):
@@ -80,14 +93,16 @@ class Daemon:
     # Every one that runs, for the end of the program.
     running = []
 
-    def __init__(self, log, *command, env=None):
+    def __init__(self, log, *command, env=None, pipe=False):
+        """With `pipe`, what it prints is to be read from `process.stdout`; else that goes into the log too."""
         self.log = log
         self.name = os.path.basename(str(command[0]))
         with open(log, "ab") as out:
             Interrupts.hold()
             try:
-                self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=out,
-                                                stderr=out, start_new_session=True, env={**os.environ, **(env or {})})
+                self.process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL,
+                                                stdout=subprocess.PIPE if pipe else out, stderr=out, start_new_session=True,
+                                                env={**os.environ, **(env or {})})
                 self.running.append(self)
             except FileNotFoundError:
                 raise Failed(f"{command[0]} is not installed") from None
@@ -122,6 +137,8 @@ class Daemon:
         except ProcessLookupError:
             pass
         self.process.wait()
+        if self.process.stdout:
+            self.process.stdout.close()
         if self in self.running:
             self.running.remove(self)
 
@@ -154,3 +171,17 @@ def cpu_between(before, after, measured, standing):
     ours = measured | standing | {"kernel"}
     return (grown(lambda group: group in measured), grown(lambda group: group == "kernel"),
             grown(lambda group: group in standing), grown(lambda group: group not in ours))
+
+
+class Others:
+    """CPUs that others than the running daemons, their clients and the kernel's threads took while the block ran. Started
+    before them or after, a daemon counts as one."""
+
+    def __enter__(self):
+        self.daemons, self.before, self.began = set(Daemon.running), cpu_by_group(), time.monotonic()
+        return self
+
+    def __exit__(self, *_):
+        sessions = {daemon.pid for daemon in self.daemons | set(Daemon.running)}
+        wall = time.monotonic() - self.began
+        self.share = cpu_between(self.before, cpu_by_group(), sessions, set())[3] / wall

@@ -35,9 +35,9 @@ ELSEWHERE = [
     ("the front's ublk overhead against a null ublk target", "needs ublk, in a guest; no command yet"),
     ("ublk, 1 local copy, against kernel nbd and loop", "needs ublk, in a guest; no command yet"),
     ("copy for relocation or resync", "perf/relocate"),
-    ("attach of 16 TiB; failover", "no command yet"),
-    ("planner, 4 million chunks", "no command yet"),
-    ("memory per TiB", "no command yet"),
+    ("attach of 16 TiB; failover", "perf/scale"),
+    ("planner, 4 million chunks", "perf/scale"),
+    ("memory per TiB", "perf/scale"),
 ]
 # Other processes on this share of a CPU spoil a measurement.
 QUIET_SHARE = 0.1

@@ -17,6 +17,65 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def missing(*names):
+    """Why these programs cannot be run, or None"""
+    absent = [name for name in names if not os.path.exists(f"{BIN}/{name}")]
+    return f"no {BIN}/{absent[0]}: cargo build --release" if absent else None
+
+
+class Cluster:
+    """Nodes and fronts in a folder of their own, which must exist."""
+
+    def __init__(self, folder, meta=None):
+        self.folder, self.daemons, self.started = folder, [], 0
+        self.env = {"UKAI_META": meta or f"sqlite:{folder}/meta.db"}
+        for name in ("nodes", "run", "log"):
+            os.makedirs(os.path.join(folder, name))
+
+    def node(self, name, size=None, device=None):
+        """Formats a node of site-a, a file of so many bytes or a device, and starts it"""
+        data = device or f"{self.folder}/nodes/{name}"
+        os.makedirs(f"{self.folder}/run/{name}")
+        run(f"{BIN}/chunkstore", "format", data, *(["--size", size] if size else []), "--site", "site-a", "--name", name,
+            *([] if self.daemons else ["--cluster-init"]), env=self.env)
+        return self.node_run(name, data)
+
+    def node_run(self, name, data):
+        return self._daemon(name, "ready", f"{BIN}/chunkstore", "run", data, "--listen", f"127.0.0.1:{free_port()}",
+                            "--unix-dir", f"{self.folder}/run/{name}")
+
+    def volume(self, name, size, copies):
+        run(f"{BIN}/ukai-tools", "volume", "create", name, "--size", size, "--place", f"site-a:{copies}", env=self.env)
+
+    def attach_command(self, volume):
+        return [f"{BIN}/ublk-front", "attach", volume, "--run-dir", f"{self.folder}/run", "--frontend", "nbd",
+                "--nbd-unix", self.socket(volume)]
+
+    def socket(self, volume):
+        return f"{self.folder}/nbd-{volume}"
+
+    def attach(self, volume):
+        """Attaches, and looks now and then whether it is done"""
+        return self._daemon(f"front-{volume}", "attached", *self.attach_command(volume))
+
+    def _daemon(self, name, word, *command):
+        # What an earlier run of the same name said is not this one's.
+        self.started += 1
+        daemon = Daemon(f"{self.folder}/log/{name}.{self.started}", *command, env=self.env)
+        self.daemons.append(daemon)
+        daemon.wait_ready(f"saying {word}", lambda: f"\n{word}" in "\n" + daemon.said())
+        return daemon
+
+    def end(self, daemon, **how):
+        daemon.end(**how)
+        self.daemons.remove(daemon)
+
+    def stop(self):
+        # Fronts first: they are clients of the nodes.
+        while self.daemons:
+            self.daemons.pop().end()
+
+
 class Ukai:
     standing = True
 
@@ -24,13 +83,14 @@ class Ukai:
         self.name = f"ukai-{copies}"
         self.what = f"UKAI, {copies} cop{'y' if copies == 1 else 'ies'}, O_DIRECT, over NBD (Unix socket)"
         self.copies, self.folder, self.size = copies, os.path.join(folder, self.name), size
-        self.daemons = []
-        self.socket = os.path.join(self.folder, "nbd")
-        self.env = {"UKAI_META": f"sqlite:{self.folder}/meta.db"}
+        self.cluster = None
+
+    @property
+    def daemons(self):
+        return self.cluster.daemons if self.cluster else []
 
     def missing(self):
-        absent = [name for name in ("chunkstore", "ublk-front", "ukai-tools") if not os.path.exists(f"{BIN}/{name}")]
-        return f"no {BIN}/{absent[0]}: cargo build --release" if absent else None
+        return missing("chunkstore", "ublk-front", "ukai-tools")
 
     def disk_bytes(self):
         return self.copies * (self.size + NODE_SPARE)
@@ -39,26 +99,13 @@ class Ukai:
         return run(f"{BIN}/ukai-tools", "--version").strip()
 
     def prepare(self):
-        for name in ("nodes", "run", "log"):
-            os.makedirs(os.path.join(self.folder, name))
+        os.makedirs(self.folder)
+        self.cluster = Cluster(self.folder)
         for number in range(self.copies):
-            name = f"n{number}"
-            data, sockets = f"{self.folder}/nodes/{name}", f"{self.folder}/run/{name}"
-            os.makedirs(sockets)
-            run(f"{BIN}/chunkstore", "format", data, "--size", self.size + NODE_SPARE, "--site", "site-a", "--name", name,
-                *(["--cluster-init"] if number == 0 else []), env=self.env)
-            self._daemon(name, "ready", f"{BIN}/chunkstore", "run", data, "--listen", f"127.0.0.1:{free_port()}",
-                         "--unix-dir", sockets)
-        run(f"{BIN}/ukai-tools", "volume", "create", "perf", "--size", self.size, "--place", f"site-a:{self.copies}",
-            env=self.env)
-        self._daemon("front", "attached", f"{BIN}/ublk-front", "attach", "perf", "--run-dir", f"{self.folder}/run",
-                     "--frontend", "nbd", "--nbd-unix", self.socket)
+            self.cluster.node(f"n{number}", self.size + NODE_SPARE)
+        self.cluster.volume("perf", self.size, self.copies)
+        self.cluster.attach("perf")
         self.client("fill").fill()
-
-    def _daemon(self, name, word, *command):
-        daemon = Daemon(f"{self.folder}/log/{name}", *command, env=self.env)
-        self.daemons.append(daemon)
-        daemon.wait_ready(f"saying {word}", lambda: f"\n{word}" in "\n" + daemon.said())
 
     def start(self):
         pass
@@ -67,7 +114,7 @@ class Ukai:
         pass
 
     def client(self, job):
-        uri = f"nbd+unix:///?socket={self.socket}"
+        uri = f"nbd+unix:///?socket={self.cluster.socket('perf')}"
         return QemuImg(uri, self.size) if is_stride(job) else Fio("--ioengine=nbd", f"--uri={uri}")
 
     def gap(self, job):
@@ -75,6 +122,5 @@ class Ukai:
         return "one copy is what is compared" if self.copies > 1 and is_stride(job) else None
 
     def stop(self):
-        # The front first: it is a client of the nodes.
-        while self.daemons:
-            self.daemons.pop().end()
+        if self.cluster:
+            self.cluster.stop()
