@@ -1,5 +1,6 @@
 //! The command line: parsing only, nothing is done here.
 
+use crate::bench::args::Bench;
 use crate::jobs::args::{ProtectArg, ProtectOrNone, RateOrNone, ShareArg, SpanArg};
 use crate::jobs::follow::Hours;
 use crate::place::PlaceArg;
@@ -50,6 +51,9 @@ pub(crate) enum Noun {
     Probe(Probe),
     /// Counters and latencies of a volume: of its front, if it is attached, and of its nodes
     Stats(VolumeName),
+    /// Measure a volume from this host with a load of its own, in this process, through what serves guests but without
+    /// a device; the volume must not be attached
+    Bench(Box<Bench>),
     /// How fast a volume is, or would be, from a host, and the least to move to make it faster; moves nothing
     Plan(Plan),
     /// What would happen if sites or nodes were lost; exit code 1 if anything would not be there any more

@@ -1,5 +1,6 @@
 //! The administrator's side of UKAI, as the program `ukai-tools` and as what measures it sees it.
 
+mod bench;
 mod cli;
 mod client;
 mod commands;

@@ -52,9 +52,8 @@ fn run_attach(args: AttachArgs) -> Result<(), AttachError> {
     process::prepare();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let processors = u16::try_from(processors).unwrap_or(u16::MAX);
-    attach(&AttachOptions {
+    let options = AttachOptions {
         meta: args.meta.url()?,
-        presentation: args.frontend.into(),
         host: args.host,
         force: args.force,
         settings: FrontSettings {
@@ -66,20 +65,19 @@ fn run_attach(args: AttachArgs) -> Result<(), AttachError> {
             nbd_tcp: args.nbd_tcp,
             insecure_plaintext: args.insecure_plaintext,
         },
-    })
+    };
+    attach(&options, args.frontend.into())
 }
 
 /// Options of an attach that presents nothing.
 fn bare(
     volume: &str,
-    presentation: Presentation,
     host: Option<String>,
     run_dir: std::path::PathBuf,
     meta: ukai_meta::MetaUrl,
 ) -> AttachOptions {
     AttachOptions {
         meta,
-        presentation,
         host,
         force: false,
         settings: FrontSettings {
@@ -97,8 +95,8 @@ fn bare(
 fn settle(args: SettleArgs) -> Result<(), AttachError> {
     process::prepare();
     let (run_dir, meta) = (args.run_dir.run_dir, args.meta.url()?);
-    let options = bare(&args.volume, Presentation::Settle, args.host, run_dir, meta);
-    attach(&options)
+    let options = bare(&args.volume, args.host, run_dir, meta);
+    attach(&options, Presentation::Settle)
 }
 
 fn detach(args: DetachArgs) -> Result<(), AttachError> {
@@ -159,13 +157,8 @@ fn release(args: DetachArgs) -> Result<(), AttachError> {
         Some(holder) if holder.host == host => {
             process::prepare();
             let run_dir = args.run_dir.run_dir;
-            attach(&bare(
-                &args.volume,
-                Presentation::Release,
-                args.host,
-                run_dir,
-                meta,
-            ))
+            let options = bare(&args.volume, args.host, run_dir, meta);
+            attach(&options, Presentation::Release)
         }
         Some(holder) => Err(AttachError::Refused(format!(
             "{} is attached on host {}; detach it there",

@@ -1,6 +1,7 @@
 //! What each command does. Parsing is `cli`, deciding is in the pure modules and in `ukai_meta`;
 //! here the two meet the metadata store and the nodes.
 
+mod bench;
 mod cluster;
 mod drain;
 mod follow;
@@ -32,6 +33,9 @@ use crate::scrub;
 
 /// Does what the command line says.
 pub(crate) fn run(cli: Cli) -> Result<()> {
+    if matches!(cli.noun, Noun::Bench(_)) {
+        bench::prepare();
+    }
     let create = matches!(cli.noun, Noun::Cluster(ClusterVerb::Init));
     let context = Context::open(cli.meta, cli.json, create)?;
     let context = &context;
@@ -70,6 +74,7 @@ pub(crate) fn run(cli: Cli) -> Result<()> {
         Noun::Stats(name) => stats::stats(context, &name.volume),
         Noun::Plan(args) if args.score => plan_score::score(context, &args.name.volume),
         Noun::Plan(args) => plan::plan(context, &args),
+        Noun::Bench(args) => bench::bench(context, &args),
         Noun::Whatif(args) => whatif::whatif(context, &args.lose),
     }
 }

@@ -1,15 +1,12 @@
 //! The whole life of a front: find the volume, take it, serve it, give it back.
 
-use super::context::{
-    ControlInput, ControlPort, FrontContext, FrontSettings, FrontendError, FrontendOrder,
-};
-use super::control::{self, ControlFailure, ControlSetup, ControlSocket, MetaHandle, Question};
+use super::context::{ControlInput, ControlPort, FrontContext, FrontSettings, FrontendError};
+use super::control::{self, ControlFailure, ControlSetup, ControlSocket, MetaHandle};
 use super::wake::Mailbox;
-use super::{clock, nbd, process, ublk};
+use super::{clock, nbd, process, settle, ublk};
 use crate::core::SharedSeq;
-use crate::core::api::{ControlError, Presented};
+use crate::core::api::ControlError;
 use crate::core::control::ControlConfig;
-use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::fs::File;
@@ -41,8 +38,6 @@ pub enum Presentation {
 pub struct AttachOptions {
     /// The metadata store.
     pub meta: MetaUrl,
-    /// How it is presented.
-    pub presentation: Presentation,
     /// This host's name; the machine's own if not given.
     pub host: Option<String>,
     /// Take the volume from a front that holds it.
@@ -141,12 +136,24 @@ pub fn control_path(run_dir: &Path, volume: &str) -> PathBuf {
 
 /// Attaches, serves until told to stop (or, for [`Presentation::Settle`] and
 /// [`Presentation::Release`], until there is nothing left to do), detaches.
-pub fn attach(options: &AttachOptions) -> Result<(), AttachError> {
-    let settings = &options.settings;
-    let (presentation, why) = choose(options.presentation)?;
+pub fn attach(options: &AttachOptions, presentation: Presentation) -> Result<(), AttachError> {
+    let (presentation, why) = choose(presentation)?;
     if !why.is_empty() {
         eprintln!("ublk-front: {why}"); // whatever the log's level
     }
+    // A device in use stays at the first signal. NBD clients are told that the server goes.
+    let insist = presentation != Presentation::Ublk;
+    attach_with(options, insist, |context| serve(presentation, context))
+}
+
+/// As [`attach`], with a frontend of the caller's. `insist`: the first SIGTERM or SIGINT stops it also if it
+/// is in use.
+pub fn attach_with(
+    options: &AttachOptions,
+    insist: bool,
+    serve: impl FnOnce(FrontContext) -> Result<(), FrontendError>,
+) -> Result<(), AttachError> {
+    let settings = &options.settings;
     let run_dir = std::path::absolute(&settings.run_dir)
         .map_err(AttachError::doing("find the run directory"))?;
     std::fs::create_dir_all(&run_dir)
@@ -191,7 +198,7 @@ pub fn attach(options: &AttachOptions) -> Result<(), AttachError> {
     socket
         .serve(listener, port.clone())
         .map_err(AttachError::doing("start the control socket's thread"))?;
-    watch_signals(port.clone(), presentation)?;
+    watch_signals(port.clone(), insist)?;
     let (frontend, orders) =
         Mailbox::new(false, None).map_err(AttachError::doing("create an eventfd"))?;
     let (ready, presented) = flume::bounded(1);
@@ -224,7 +231,7 @@ pub fn attach(options: &AttachOptions) -> Result<(), AttachError> {
             control: port.clone(),
             orders,
         };
-        served = serve(presentation, context);
+        served = serve(context);
         port.post(ControlInput::FrontendEnded);
     }
     // A panic ends the process (see `process::prepare`).
@@ -241,7 +248,7 @@ fn serve(presentation: Presentation, context: FrontContext) -> Result<(), Fronte
     match presentation {
         Presentation::Ublk => ublk::serve(context),
         Presentation::Nbd => nbd::serve(context),
-        Presentation::Settle => settle(&context),
+        Presentation::Settle => settle::serve(&context),
         Presentation::Release => Ok(()),
         Presentation::Auto => unreachable!("`choose` has decided"),
     }
@@ -307,13 +314,13 @@ fn succeeds_dead_front(
     Ok(front.host == who.host)
 }
 
-/// SIGTERM and SIGINT detach. A device in use stays, with the reason in the log; a second signal
-/// insists. NBD clients are told that the server goes, so the first one suffices there.
-fn watch_signals(port: ControlPort, presentation: Presentation) -> Result<(), AttachError> {
+/// SIGTERM and SIGINT detach. What is in use stays, with the reason in the log, unless the signal insists, as
+/// a second one always does.
+fn watch_signals(port: ControlPort, insist: bool) -> Result<(), AttachError> {
     let mut signals =
         Signals::new([SIGTERM, SIGINT]).map_err(AttachError::doing("watch signals"))?;
     let body = move || {
-        let mut force = presentation != Presentation::Ublk;
+        let mut force = insist;
         for _ in signals.forever() {
             tracing::info!("signal: detaching");
             let (refused, why) = flume::bounded(1);
@@ -333,71 +340,6 @@ fn watch_signals(port: ControlPort, presentation: Presentation) -> Result<(), At
         .spawn(body)
         .map_err(AttachError::doing("start the signal thread"))?;
     Ok(())
-}
-
-/// How often `settle` looks.
-const SETTLE_LOOK: Duration = Duration::from_millis(200);
-/// `settle` tells its progress this often.
-const SETTLE_TELL: Duration = Duration::from_secs(2);
-
-/// Waits until control has nothing left to do.
-fn settle(context: &FrontContext) -> Result<(), FrontendError> {
-    let Presented { name, .. } = &context.presented;
-    let mut told = String::new();
-    let mut told_at = clock::now();
-    loop {
-        let (reply, answer) = flume::bounded(1);
-        context
-            .control
-            .post(ControlInput::Ask(Question::Status, reply));
-        let status = answer.recv().unwrap_or_default();
-        let control = &status["control"];
-        if control["settled"] == Value::Bool(true) {
-            process::say(&format!("settled {name}"));
-            return Ok(());
-        }
-        let line = progress(control);
-        if line != told && (told.is_empty() || clock::now().since(told_at) > SETTLE_TELL) {
-            tracing::info!("{name}: {line}");
-            (told, told_at) = (line, clock::now());
-        }
-        if control["phase"] == "ended" {
-            return Ok(());
-        }
-        if let Some(FrontendOrder::Stop { .. }) = context.orders.recv_timeout(SETTLE_LOOK) {
-            return Err(FrontendError::Failed(format!(
-                "stopped before {name} was settled"
-            )));
-        }
-    }
-}
-
-/// What is going on, in words.
-fn progress(control: &Value) -> String {
-    let sync = &control["sync"];
-    if sync.is_object() {
-        return format!(
-            "filling {}: {} of {} chunks compared, {} sectors copied",
-            sync["name"].as_str().unwrap_or("?"),
-            sync["chunks_done"],
-            sync["chunks_total"],
-            sync["sectors_copied"]
-        );
-    }
-    let nodes = control["nodes"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let absent: Vec<&str> = nodes
-        .iter()
-        .filter(|node| node["connected"] == Value::Bool(false))
-        .filter_map(|node| node["name"].as_str())
-        .collect();
-    if absent.is_empty() {
-        "changing the configuration".to_owned()
-    } else {
-        format!("waiting for node {}", absent.join(", "))
-    }
 }
 
 /// Lets the threads of the control socket write their last answers.

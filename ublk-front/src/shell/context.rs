@@ -98,8 +98,18 @@ impl FrontContext {
     /// The device is there: prints the line that scripts wait for, registers the front, tells
     /// systemd. `device`: `/dev/ublkb0` or an NBD URI.
     pub fn attached(&self, device: &str) {
+        self.announce(device, true);
+    }
+
+    /// Registers the front, and prints nothing: standard output belongs to somebody else.
+    pub fn attached_silently(&self, device: &str) {
+        self.announce(device, false);
+    }
+
+    fn announce(&self, device: &str, tell: bool) {
         self.control.post(ControlInput::Attached {
             device: device.to_owned(),
+            tell,
         });
     }
 }
@@ -137,6 +147,8 @@ pub enum ControlInput {
     Attached {
         /// Its name.
         device: String,
+        /// Print it for scripts, and tell systemd.
+        tell: bool,
     },
     /// The store knows of the device now, or does not answer: scripts may be told.
     Announced,

@@ -80,6 +80,22 @@ pub fn prepare() {
     }
 }
 
+/// CPU time of this process so far, all its threads, user and kernel.
+#[must_use]
+pub fn cpu_time() -> std::time::Duration {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: room for one rusage, for which all zeros is a value; the call cannot fail with these arguments.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let time = |time: libc::timeval| {
+        let micros = time.tv_sec * 1_000_000 + time.tv_usec;
+        std::time::Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+    };
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
 /// This boot of the machine.
 pub fn boot_id() -> io::Result<BootId> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;

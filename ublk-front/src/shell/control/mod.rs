@@ -109,6 +109,8 @@ struct Control {
     frontend_orders: Post<FrontendOrder>,
     frontend: Frontend,
     device: Option<String>,
+    /// Scripts wait for the device's name on standard output.
+    tell: bool,
     lanes: BTreeMap<LaneId, Post<LaneMail>>,
     /// By slot, from the latest installation.
     entries: Vec<NodeEntry>,
@@ -152,6 +154,7 @@ pub fn run(setup: ControlSetup) -> Result<(), ControlFailure> {
         frontend_orders: setup.frontend,
         frontend: Frontend::None,
         device: None,
+        tell: false,
         lanes: BTreeMap::new(),
         entries: Vec::new(),
         counters: Counters::default(),
@@ -302,9 +305,12 @@ impl Control {
                     .for_each(|(_, lanes, _)| lanes.retain(|l| *l != lane));
                 self.answer_asked(clock::now());
             }
-            ControlInput::Attached { device } => self.attached(device),
+            ControlInput::Attached { device, tell } => {
+                self.tell = tell;
+                self.attached(device);
+            }
             ControlInput::Announced => {
-                if let Some(device) = &self.device {
+                if let Some(device) = self.device.as_ref().filter(|_| self.tell) {
                     process::say(&format!("attached {} {device}", self.name));
                     process::notify_ready(&format!("volume {} is {device}", self.name));
                 }
