@@ -1,4 +1,4 @@
-"""Jobs and the clients that run them: fio, and qemu-img bench where fio has no engine."""
+"""Jobs and the clients that run them: fio, qemu-img bench where fio has no engine, and our own for what is in its process."""
 import json
 import re
 
@@ -95,3 +95,28 @@ class QemuImg:
     def measure(self, job, seconds, count=None):
         count = count or self.calibrate(job, seconds)
         return {"ios": count, "iops": count / self._seconds(job, count), "p50_us": None, "p99_us": None, "p999_us": None}
+
+
+class Bench:
+    """`ukai-tools bench`: attaches the volume in its own process, which is the front and its guest, and detaches it."""
+    name = "ukai-tools bench"
+
+    def __init__(self, program, volume, run_dir, env):
+        self.command = [program, "--json", "bench", "--volume", volume, "--run-dir", run_dir, "--overwrite-data"]
+        self.env = env
+
+    def _run(self, arguments, seconds):
+        return json.loads(run(*self.command, *arguments, seconds=seconds, env=self.env))
+
+    def fill(self):
+        self._run(["--fill", "--ios", 1], 1200)
+
+    def once(self):
+        self._run(["--ios", 1], 60)
+
+    def measure(self, job, seconds):
+        direction, random, block, depth, flushed = JOBS[job]
+        result = self._run(["--read-percent", 100 if direction == "read" else 0, "--block-size", block, "--depth", depth,
+                            "--pattern", "random" if random else "sequential", "--duration", f"{seconds}s",
+                            *(["--fsync"] if flushed else [])], seconds + 120)
+        return {key: result[key] for key in ("ios", "iops", "p50_us", "p99_us", "p999_us")}

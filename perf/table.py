@@ -10,9 +10,7 @@ def _targets(what, ours, other, jobs, figure, limit):
         TARGETS.append((what, ours, job, other, figure, limit, value))
 
 
-ONE = "1 copy, NBD"
-# The target is of the in-process client; NBD is one hop more.
-TWO = "2 copies, NBD"
+ONE, TWO = "1 copy", "2 copies"
 _targets(ONE, "ukai-1", "qemu-nbd", {"randread-d32": 1.0, "randwrite-d32": 1.0}, "iops", "least")
 _targets(ONE, "ukai-1", "qemu-nbd", {"randread-d32": 1.3, "randwrite-d32": 1.3}, "cpu_us", "most")
 _targets(ONE, "ukai-1", "qemu-nbd", {"randread-d1": 0.75, "randwrite-d1": 0.75}, "iops", "least")
@@ -67,6 +65,11 @@ class Result:
         ratios = [mine[number] / others[number] for number in mine if others.get(number)]
         return statistics.median(ratios) if ratios else None
 
+    def way(self, system):
+        """How its client reached it. Results of before there was `ukai-tools bench` have two copies over NBD."""
+        clients = {sample.get("client", "fio") for sample in self.samples if sample["system"] == system}
+        return "in-process" if "ukai-tools bench" in clients else "NBD"
+
     def reason(self, system, job):
         """Why there is no sample of it"""
         about = self.document.get("systems", {}).get(system)
@@ -105,16 +108,16 @@ def rows(result):
         else:
             verdict = "met" if (measured >= value if limit == "least" else measured <= value) else "short"
         about = {"iops": "IOPS", "cpu_us": "CPU/IO"}[figure]
-        yield what, job, other or "-", about, measured, f"{sign} {value:.3g}{unit}", verdict
+        yield f"{what}, {result.way(ours)}", job, other or "-", about, measured, f"{sign} {value:.3g}{unit}", verdict
 
 
 def print_targets(result):
     """Returns how many targets were missed."""
-    print(f"\n{'what':<14} {'job':<16}{'against':<10}{'figure':<8}{'measured':>9}  {'target':<10} verdict")
+    print(f"\n{'what':<21}{'job':<16}{'against':<10}{'figure':<8}{'measured':>9}  {'target':<10} verdict")
     short = 0
     for what, job, against, about, measured, limit, verdict in rows(result):
         short += verdict == "short"
-        print(f"{what:<14} {job:<16}{against:<10}{about:<8}{aligned(measured, 2)}  {limit:<10} {verdict}")
+        print(f"{what:<21}{job:<16}{against:<10}{about:<8}{aligned(measured, 2)}  {limit:<10} {verdict}")
     for what, where in ELSEWHERE:
         print(f"{what}: {where}")
     return short

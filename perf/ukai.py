@@ -2,7 +2,7 @@
 import os
 import socket
 
-from load import Fio, QemuImg, is_stride
+from load import Bench, Fio, QemuImg, is_stride
 from process import Daemon, run, wait_until
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -81,7 +81,10 @@ class Ukai:
 
     def __init__(self, copies, folder, size):
         self.name = f"ukai-{copies}"
-        self.what = f"UKAI, {copies} cop{'y' if copies == 1 else 'ies'}, O_DIRECT, over NBD (Unix socket)"
+        # As Ceph's client, which is in fio's process: with two copies there is no front beside the client.
+        self.in_process = copies > 1
+        self.what = (f"UKAI, {copies} cop{'y' if copies == 1 else 'ies'}, O_DIRECT, "
+                     f"{'ukai-tools bench (in-process)' if self.in_process else 'over NBD (Unix socket)'}")
         self.copies, self.folder, self.size = copies, os.path.join(folder, self.name), size
         self.cluster = None
 
@@ -104,7 +107,8 @@ class Ukai:
         for number in range(self.copies):
             self.cluster.node(f"n{number}", self.size + NODE_SPARE)
         self.cluster.volume("perf", self.size, self.copies)
-        self.cluster.attach("perf")
+        if not self.in_process:
+            self.cluster.attach("perf")
         self.client("fill").fill()
 
     def start(self):
@@ -114,6 +118,8 @@ class Ukai:
         pass
 
     def client(self, job):
+        if self.in_process:
+            return Bench(f"{BIN}/ukai-tools", "perf", f"{self.cluster.folder}/run", self.cluster.env)
         uri = f"nbd+unix:///?socket={self.cluster.socket('perf')}"
         return QemuImg(uri, self.size) if is_stride(job) else Fio("--ioengine=nbd", f"--uri={uri}")
 
