@@ -8,7 +8,7 @@
 use super::buffers::{GuestBuffers, Holds};
 use super::clock;
 use super::context::{LaneMail, LaneSeat};
-use super::peers::{PeerEvents, PeerSockets};
+use super::peers::{PeerEvents, PeerSockets, Peers};
 use super::user_data::{Kind, pack, unpack};
 use crate::core::api::{
     BufferPart, GuestError, GuestIo, GuestOp, GuestTag, LaneAction, LaneOrder, Now, PeerIndex,
@@ -30,13 +30,16 @@ const TICK_NANOS: u32 = WINDOW.as_nanos() as u32 / WINDOW_TICKS;
 /// A guest request and how it ended.
 pub type Completion = (GuestTag, Result<(), GuestError>);
 
-/// See the module docs.
+/// See the module docs. `P`: how it reaches nodes; anything but sockets is for measurements.
 #[derive(Debug)]
-pub struct LaneDriver {
+pub struct LaneDriver<P = PeerSockets> {
     core: LaneCore,
     seat: LaneSeat,
-    peers: PeerSockets,
+    peers: P,
     holds: Holds,
+    /// The time of this turn, read with the first event of it: where the kernel offers no clock without a
+    /// system call (some virtual machines), one reading per request is most of what a lane costs.
+    turn_time: Option<Now>,
     actions: Vec<LaneAction>,
     /// Answered by the core, but its buffer is still referred to.
     waiting: Vec<Completion>,
@@ -90,11 +93,28 @@ impl LaneDriver {
     /// A lane that holds requests until control has installed its first configuration.
     #[must_use]
     pub fn new(seat: LaneSeat, limits: LaneLimits) -> Self {
+        let peers = PeerSockets::new(seat.cluster());
+        Self::with_peers(seat, limits, peers)
+    }
+
+    /// Is this completion the lane's?
+    #[must_use]
+    pub fn owns(user_data: u64) -> bool {
+        let kind = unpack(user_data).map(|(kind, _)| kind);
+        kind.is_some_and(|kind| !matches!(kind, Kind::ClientReceive | Kind::ClientSend))
+    }
+}
+
+impl<P: Peers> LaneDriver<P> {
+    /// The same, on other peers than sockets.
+    #[must_use]
+    pub fn with_peers(seat: LaneSeat, limits: LaneLimits, peers: P) -> Self {
         Self {
             core: LaneCore::new(seat.id(), seat.seq(), limits),
-            peers: PeerSockets::new(seat.cluster()),
+            peers,
             seat,
             holds: Holds::default(),
+            turn_time: None,
             actions: Vec::new(),
             waiting: Vec::new(),
             done: Vec::new(),
@@ -109,22 +129,19 @@ impl LaneDriver {
         }
     }
 
-    /// Is this completion the lane's?
-    #[must_use]
-    pub fn owns(user_data: u64) -> bool {
-        let kind = unpack(user_data).map(|(kind, _)| kind);
-        kind.is_some_and(|kind| !matches!(kind, Kind::ClientReceive | Kind::ClientSend))
-    }
-
     /// Guest requests that have not been answered yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.core.in_flight() + self.waiting.len() + self.done.len()
     }
 
+    fn now(&mut self) -> Now {
+        *self.turn_time.get_or_insert_with(clock::now)
+    }
+
     /// A request from the guest. For writes its buffer holds the data.
     pub fn guest<B: GuestBuffers>(&mut self, io: GuestIo, buffers: &B) {
-        let now = clock::now();
+        let now = self.now();
         let data: &[u8] = match io.op {
             GuestOp::Write { .. } => {
                 let bytes = io.count as usize * ukai_proto::limits::SECTOR_BYTES;
@@ -143,12 +160,12 @@ impl LaneDriver {
         self.act(buffers);
     }
 
-    /// A completion that [`LaneDriver::owns`].
+    /// A completion that [`LaneDriver::owns`] says is the lane's.
     pub fn completed<B: GuestBuffers>(&mut self, user_data: u64, result: i32, buffers: &B) {
         let Some((kind, slot)) = unpack(user_data) else {
             return;
         };
-        let now = clock::now();
+        let now = self.now();
         match kind {
             Kind::Wake => {
                 self.wake_in_flight = false;
@@ -262,6 +279,7 @@ impl LaneDriver {
         buffers: &B,
         push: &mut dyn FnMut(squeue::Entry),
     ) -> std::vec::Drain<'_, Completion> {
+        self.turn_time = None;
         self.peers.submit(buffers, push);
         if !self.wake_in_flight && !self.closing {
             self.wake_in_flight = true;

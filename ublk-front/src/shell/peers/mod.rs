@@ -29,6 +29,52 @@ pub trait PeerEvents {
     fn frame(&mut self, peer: PeerIndex, header: &Header, aux: &[u8], payload: &[u8]);
 }
 
+/// What a lane asks of those that carry its frames to the nodes: its sockets, or what a measurement
+/// puts in their place.
+pub trait Peers {
+    /// Connect to these; earlier ones keep their index, and take new addresses at the next attempt.
+    fn set_peers(&mut self, now: Now, peers: &Arc<Vec<Peer>>, events: &mut impl PeerEvents);
+
+    /// Queue a frame; `false`: the connection is not up, the frame is dropped.
+    fn send(
+        &mut self,
+        peer: PeerIndex,
+        header: &Header,
+        aux: &[u8],
+        payload: Option<BufferPart>,
+        holds: &mut Holds,
+    ) -> bool;
+
+    /// Break the connection; it is made again after a pause.
+    fn disconnect(&mut self, peer: PeerIndex, why: &str, holds: &mut Holds);
+
+    /// Time passes: connect what is due, give up attempts that take too long, close what nothing in the
+    /// kernel keeps open.
+    fn tick(&mut self, now: Now, holds: &mut Holds, events: &mut impl PeerEvents);
+
+    /// A completion of one of their operations.
+    #[allow(clippy::too_many_arguments)] // one completion, and all it may touch
+    fn completed<B: GuestBuffers>(
+        &mut self,
+        now: Now,
+        kind: Kind,
+        slot: u16,
+        result: i32,
+        buffers: &B,
+        holds: &mut Holds,
+        events: &mut impl PeerEvents,
+    );
+
+    /// Hands out the operations that are due; `push` must take every one.
+    fn submit<B: GuestBuffers>(&mut self, buffers: &B, push: &mut dyn FnMut(squeue::Entry));
+
+    /// End all connections for good.
+    fn close(&mut self, now: Now, holds: &mut Holds);
+
+    /// After [`Peers::close`]: has the kernel returned everything?
+    fn is_quiet(&self) -> bool;
+}
+
 /// The connections of one lane.
 #[derive(Debug)]
 pub struct PeerSockets {
@@ -53,8 +99,26 @@ impl PeerSockets {
         }
     }
 
-    /// Connect to these; earlier ones keep their index, and take new addresses at the next attempt.
-    pub fn set_peers(&mut self, now: Now, peers: &Arc<Vec<Peer>>, events: &mut impl PeerEvents) {
+    fn poll_links(&mut self, now: Now, events: &mut impl PeerEvents) {
+        if self.closing {
+            return;
+        }
+        for (index, (link, peer)) in self.links.iter_mut().zip(self.peers.iter()).enumerate() {
+            #[allow(clippy::cast_possible_truncation)] // at most u16::MAX links
+            let index = PeerIndex(index as u32);
+            if link.due(now) {
+                if link.connect(now, peer) {
+                    mark(&mut self.dirty, index);
+                } else {
+                    events.down(index);
+                }
+            }
+        }
+    }
+}
+
+impl Peers for PeerSockets {
+    fn set_peers(&mut self, now: Now, peers: &Arc<Vec<Peer>>, events: &mut impl PeerEvents) {
         assert!(
             peers.len() >= self.links.len(),
             "peers are only ever appended"
@@ -69,8 +133,7 @@ impl PeerSockets {
         self.poll_links(now, events);
     }
 
-    /// Queue a frame; `false`: the connection is not up, the frame is dropped.
-    pub fn send(
+    fn send(
         &mut self,
         peer: PeerIndex,
         header: &Header,
@@ -88,17 +151,14 @@ impl PeerSockets {
         queued
     }
 
-    /// Break the connection; it is made again after a pause.
-    pub fn disconnect(&mut self, peer: PeerIndex, why: &str, holds: &mut Holds) {
+    fn disconnect(&mut self, peer: PeerIndex, why: &str, holds: &mut Holds) {
         if let Some(link) = self.links.get_mut(peer.0 as usize) {
             link.shut(peer, why, holds);
             mark(&mut self.dirty, peer);
         }
     }
 
-    /// Time passes: connect what is due, give up attempts that take too long, close what nothing in the
-    /// kernel keeps open.
-    pub fn tick(&mut self, now: Now, holds: &mut Holds, events: &mut impl PeerEvents) {
+    fn tick(&mut self, now: Now, holds: &mut Holds, events: &mut impl PeerEvents) {
         for (index, link) in self.links.iter_mut().enumerate() {
             #[allow(clippy::cast_possible_truncation)] // at most u16::MAX links
             let peer = PeerIndex(index as u32);
@@ -115,26 +175,8 @@ impl PeerSockets {
         self.poll_links(now, events);
     }
 
-    fn poll_links(&mut self, now: Now, events: &mut impl PeerEvents) {
-        if self.closing {
-            return;
-        }
-        for (index, (link, peer)) in self.links.iter_mut().zip(self.peers.iter()).enumerate() {
-            #[allow(clippy::cast_possible_truncation)] // at most u16::MAX links
-            let index = PeerIndex(index as u32);
-            if link.due(now) {
-                if link.connect(now, peer) {
-                    mark(&mut self.dirty, index);
-                } else {
-                    events.down(index);
-                }
-            }
-        }
-    }
-
-    /// A completion of one of this module's operations.
     #[allow(clippy::too_many_arguments)] // one completion, and all it may touch
-    pub fn completed<B: GuestBuffers>(
+    fn completed<B: GuestBuffers>(
         &mut self,
         now: Now,
         kind: Kind,
@@ -161,8 +203,7 @@ impl PeerSockets {
         mark(&mut self.dirty, peer);
     }
 
-    /// Hands out the operations that are due; `push` must take every one.
-    pub fn submit<B: GuestBuffers>(&mut self, buffers: &B, push: &mut dyn FnMut(squeue::Entry)) {
+    fn submit<B: GuestBuffers>(&mut self, buffers: &B, push: &mut dyn FnMut(squeue::Entry)) {
         for slot in self.dirty.drain(..) {
             let link = &mut self.links[usize::from(slot)];
             if let Some(entry) = link.next_connect() {
@@ -177,8 +218,7 @@ impl PeerSockets {
         }
     }
 
-    /// End all connections for good.
-    pub fn close(&mut self, now: Now, holds: &mut Holds) {
+    fn close(&mut self, now: Now, holds: &mut Holds) {
         self.closing = true;
         for (index, link) in self.links.iter_mut().enumerate() {
             #[allow(clippy::cast_possible_truncation)] // at most u16::MAX links
@@ -187,9 +227,7 @@ impl PeerSockets {
         }
     }
 
-    /// After [`PeerSockets::close`]: has the kernel returned everything?
-    #[must_use]
-    pub fn is_quiet(&self) -> bool {
+    fn is_quiet(&self) -> bool {
         self.links.iter().all(Link::is_idle)
     }
 }

@@ -3,6 +3,7 @@
 use super::buffers::QueueBuffers;
 use crate::core::api::GuestIo;
 use crate::shell::lane::{Completion, LaneDriver};
+use crate::shell::peers::Peers;
 use io_uring::squeue;
 
 /// Serves the requests of one queue on the queue's own thread and ring: the lane of a volume, or a
@@ -37,9 +38,9 @@ pub trait Lane {
     fn is_quiet(&self) -> bool;
 }
 
-impl Lane for LaneDriver {
+impl<P: Peers> Lane for LaneDriver<P> {
     fn guest(&mut self, io: GuestIo, buffers: &QueueBuffers) {
-        LaneDriver::guest(self, io, buffers);
+        Self::guest(self, io, buffers);
     }
 
     fn completed(&mut self, user_data: u64, result: i32, buffers: &QueueBuffers) {
@@ -47,7 +48,7 @@ impl Lane for LaneDriver {
             LaneDriver::owns(user_data),
             "completion {user_data:#x} is nobody's"
         );
-        LaneDriver::completed(self, user_data, result, buffers);
+        Self::completed(self, user_data, result, buffers);
     }
 
     fn turn(
@@ -56,14 +57,14 @@ impl Lane for LaneDriver {
         push: &mut dyn FnMut(squeue::Entry),
         answers: &mut Vec<Completion>,
     ) {
-        answers.extend(LaneDriver::turn(self, buffers, push));
+        answers.extend(Self::turn(self, buffers, push));
     }
 
     fn close(&mut self) {
-        LaneDriver::close(self);
+        Self::close(self);
     }
 
     fn is_quiet(&self) -> bool {
-        LaneDriver::is_quiet(self)
+        Self::is_quiet(self)
     }
 }
