@@ -3,11 +3,13 @@ import statistics
 
 # Targets: what, our system, job, the other system (None: an absolute figure), the figure, "least" or "most", the limit
 TARGETS = []
+# The same, of perf/guest
+GUEST_TARGETS = []
 
 
-def _targets(what, ours, other, jobs, figure, limit):
+def _targets(what, ours, other, jobs, figure, limit, table=TARGETS):
     for job, value in jobs.items():
-        TARGETS.append((what, ours, job, other, figure, limit, value))
+        table.append((what, ours, job, other, figure, limit, value))
 
 
 ONE, TWO = "1 copy", "2 copies"
@@ -26,12 +28,17 @@ _targets(TWO, "ukai-2", "ceph", {"randread-d1": 1 / 6, "randread-d32": 1 / 6, "r
 _targets(TWO, "ukai-2", "raw", {"fsync-d1": 0.4}, "iops", "least")
 _targets(ONE, "ukai-1", "raw", {"read-64k-d8": 0.7, "write-64k-d8": 0.7}, "iops", "least")
 
+for _other in ("nbd", "loop"):
+    _targets("ublk, 1 copy", "ukai", _other, {"randread-d1": 1.0, "randwrite-d1": 1.0, "randread-d32": 1.0, "randwrite-d32": 1.0},
+             "iops", "least", GUEST_TARGETS)
+_targets("front alone", "null-front", "null-plain", {"randread-d32": 0.8, "randwrite-d32": 0.8}, "iops", "least", GUEST_TARGETS)
+
 # Rows of the list of targets that another command measures, or none yet.
 ELSEWHERE = [
     ("storage node alone, depth 128, against raw io_uring", "no command yet"),
     ("storage node on a null disk against a TCP echo", "no command yet"),
-    ("the front's ublk overhead against a null ublk target", "needs ublk, in a guest; no command yet"),
-    ("ublk, 1 local copy, against kernel nbd and loop", "needs ublk, in a guest; no command yet"),
+    ("the front's ublk overhead against a null ublk target", "perf/guest"),
+    ("ublk, 1 local copy, against kernel nbd and loop", "perf/guest"),
     ("copy for relocation or resync", "perf/relocate"),
     ("attach of 16 TiB; failover", "perf/scale"),
     ("planner, 4 million chunks", "perf/scale"),
@@ -45,9 +52,11 @@ FIGURES = ("iops", "p50_us", "p99_us", "p999_us", "cpu_us")
 class Result:
     def __init__(self, document):
         self.document = document
+        self.of_guest = "guest" in document["machine"]
+        self.targets = GUEST_TARGETS if self.of_guest else TARGETS
         # Results of before there were two UKAI systems.
-        self.samples = [{**sample, "system": {"ukai": "ukai-1"}.get(sample["system"], sample["system"])}
-                        for sample in document["samples"]]
+        renamed = {} if self.of_guest else {"ukai": "ukai-1"}
+        self.samples = [{**sample, "system": renamed.get(sample["system"], sample["system"])} for sample in document["samples"]]
         self.systems = list(dict.fromkeys(sample["system"] for sample in self.samples))
         self.jobs = list(dict.fromkeys(sample["job"] for sample in self.samples))
 
@@ -85,20 +94,20 @@ def aligned(value, digits=0, width=9):
 
 
 def print_figures(result):
-    print(f"\n{'job':<16}{'system':<10}{'IOPS':>9}{'p50 us':>9}{'p99 us':>9}{'p99.9 us':>9}{'CPU us/IO':>11}  others")
+    print(f"\n{'job':<16}{'system':<11}{'IOPS':>9}{'p50 us':>9}{'p99 us':>9}{'p99.9 us':>9}{'CPU us/IO':>11}  others")
     for job in result.jobs:
         for system in result.systems:
             figures = [result.median(system, job, figure) for figure in FIGURES]
             if figures[0] is None:
                 continue
             others = max(result.by_round(system, job, "other_cpu_share").values())
-            print(f"{job:<16}{system:<10}" + "".join(aligned(figure) for figure in figures[:4]) + aligned(figures[4], 1, 11)
+            print(f"{job:<16}{system:<11}" + "".join(aligned(figure) for figure in figures[:4]) + aligned(figures[4], 1, 11)
                   + f"{others:>8.2f}{' !' if others > QUIET_SHARE else ''}")
 
 
 def rows(result):
     """(what, job, against, figure, measured or None, limit as text, "met", "short" or the reason why it was not measured)"""
-    for what, ours, job, other, figure, limit, value in TARGETS:
+    for what, ours, job, other, figure, limit, value in result.targets:
         measured = result.ratio(ours, other, job, figure) if other else result.median(ours, job, figure)
         sign = ">=" if limit == "least" else "<="
         unit = "x" if other else " us"
@@ -108,17 +117,18 @@ def rows(result):
         else:
             verdict = "met" if (measured >= value if limit == "least" else measured <= value) else "short"
         about = {"iops": "IOPS", "cpu_us": "CPU/IO"}[figure]
-        yield f"{what}, {result.way(ours)}", job, other or "-", about, measured, f"{sign} {value:.3g}{unit}", verdict
+        way = "" if result.of_guest else f", {result.way(ours)}"
+        yield what + way, job, other or "-", about, measured, f"{sign} {value:.3g}{unit}", verdict
 
 
 def print_targets(result):
     """Returns how many targets were missed."""
-    print(f"\n{'what':<21}{'job':<16}{'against':<10}{'figure':<8}{'measured':>9}  {'target':<10} verdict")
+    print(f"\n{'what':<21}{'job':<16}{'against':<11}{'figure':<8}{'measured':>9}  {'target':<10} verdict")
     short = 0
     for what, job, against, about, measured, limit, verdict in rows(result):
         short += verdict == "short"
-        print(f"{what:<21}{job:<16}{against:<10}{about:<8}{aligned(measured, 2)}  {limit:<10} {verdict}")
-    for what, where in ELSEWHERE:
+        print(f"{what:<21}{job:<16}{against:<11}{about:<8}{aligned(measured, 2)}  {limit:<10} {verdict}")
+    for what, where in () if result.of_guest else ELSEWHERE:
         print(f"{what}: {where}")
     return short
 
@@ -129,8 +139,12 @@ def print_result(document, path):
     rounds = max(sample["round"] for sample in result.samples)
     print(f"{path}: commit {machine['commit'] or 'none'}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {rounds} rounds of "
           f"{document.get('options', document)['seconds']:g} s")
+    if result.of_guest:
+        guest = machine["guest"]
+        print(f"inside {guest['what']} (Linux {guest['kernel']}, {guest['cpus']} CPUs), data on a {document['options']['disk']} disk of it: "
+              "an emulated machine, only ratios count")
     for name, about in document.get("systems", {}).items():
-        print(f"  {name:<10}{about['what']}" + (f"; NOT MEASURED: {about['unavailable']}" if about.get("unavailable") else ""))
+        print(f"  {name:<11}{about['what']}" + (f"; NOT MEASURED: {about['unavailable']}" if about.get("unavailable") else ""))
     print_figures(result)
     busiest = max(sample["other_cpu_share"] for sample in result.samples)
     if busiest > QUIET_SHARE:

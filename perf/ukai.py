@@ -47,16 +47,16 @@ class Cluster:
     def volume(self, name, size, copies):
         run(f"{BIN}/ukai-tools", "volume", "create", name, "--size", size, "--place", f"site-a:{copies}", env=self.env)
 
-    def attach_command(self, volume):
-        return [f"{BIN}/ublk-front", "attach", volume, "--run-dir", f"{self.folder}/run", "--frontend", "nbd",
-                "--nbd-unix", self.socket(volume)]
+    def attach_command(self, volume, frontend=None):
+        return [f"{BIN}/ublk-front", "attach", volume, "--run-dir", f"{self.folder}/run",
+                *(frontend or ("--frontend", "nbd", "--nbd-unix", self.socket(volume)))]
 
     def socket(self, volume):
         return f"{self.folder}/nbd-{volume}"
 
-    def attach(self, volume):
-        """Attaches, and looks now and then whether it is done"""
-        return self._daemon(f"front-{volume}", "attached", *self.attach_command(volume))
+    def attach(self, volume, frontend=None):
+        """Attaches, over NBD if not told otherwise, and looks now and then whether it is done"""
+        return self._daemon(f"front-{volume}", "attached", *self.attach_command(volume, frontend))
 
     def _daemon(self, name, word, *command):
         # What an earlier run of the same name said is not this one's.
@@ -78,6 +78,8 @@ class Cluster:
 
 class Ukai:
     standing = True
+    # The front's arguments, where not NBD
+    frontend = None
 
     def __init__(self, copies, folder, size):
         self.name = f"ukai-{copies}"
@@ -86,7 +88,7 @@ class Ukai:
         self.what = (f"UKAI, {copies} cop{'y' if copies == 1 else 'ies'}, O_DIRECT, "
                      f"{'ukai-tools bench (in-process)' if self.in_process else 'over NBD (Unix socket)'}")
         self.copies, self.folder, self.size = copies, os.path.join(folder, self.name), size
-        self.cluster = None
+        self.cluster = self.front = None
 
     @property
     def daemons(self):
@@ -108,7 +110,7 @@ class Ukai:
             self.cluster.node(f"n{number}", self.size + NODE_SPARE)
         self.cluster.volume("perf", self.size, self.copies)
         if not self.in_process:
-            self.cluster.attach("perf")
+            self.front = self.cluster.attach("perf", self.frontend)
         self.client("fill").fill()
 
     def start(self):
