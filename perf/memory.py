@@ -13,13 +13,12 @@ SLOT = MIB
 CAPACITY = 80 * GIB
 # From the first on the pages in memory are as many as the node ever keeps (16 MiB of them cover 4 GiB).
 STORED = [16 * GIB, 32 * GIB, 64 * GIB]
-RESTARTED = [16 * GIB, 64 * GIB]
 DEPTH = 16
 ROWS = {
     "node-memory": ("memory of a node, per TiB stored", "MiB", 128),
     "node-memory-fixed": ("beside that: caches and buffers, full", "MiB", None),
-    "node-memory-restarted": ("memory of a node after its restart, per TiB stored", "MiB", 128),
-    "node-memory-restarted-fixed": ("beside that: caches and buffers, not used yet", "MiB", None),
+    "node-memory-empty": ("the same node with nothing stored, after its start", "MiB", None),
+    "node-memory-restarted": (f"the same node with {STORED[-1] // GIB} GiB stored, after its start", "MiB", None),
     "front-memory": ("memory of a front with 1 TiB, beyond that with 64 MiB", "MiB", 16),
     "front-memory-fixed": ("the same front with 64 MiB", "MiB", None),
 }
@@ -65,26 +64,25 @@ def of_node(cluster, device, number, sample):
     node = cluster.node("n0", device=device.path)
     cluster.volume("full", CAPACITY, 1)
     front = cluster.attach("full")
-    empty, done, points, again = settled_mib(node), 0, [], []
+    empty, done, points = settled_mib(node), 0, []
     with Others() as others:
+        client = Nbd(cluster.socket("full"))
         for stored in STORED:
-            client = Nbd(cluster.socket("full"))
             client.run(WRITE, range(done // SECTOR, stored // SECTOR, SLOT // SECTOR), DEPTH)
             client.flush()
-            client.close()
-            done = stored
             points.append((stored, settled_mib(node)))
-            if stored in RESTARTED:
-                cluster.end(node)
-                node = cluster.node_run("n0", device.path)
-                again.append((stored, settled_mib(node)))
+            done = stored
+        client.close()
+    slope, base = line_through(points)
+    told = [{"stored_gib": stored // GIB, "mib": mib} for stored, mib in points]
+    sample("node-memory", number, slope, others.share, points=told)
+    sample("node-memory-fixed", number, base, others.share)
+    sample("node-memory-empty", number, empty, others.share)
     cluster.end(front)
     cluster.end(node)
-    for row, found in (("node-memory", points), ("node-memory-restarted", again)):
-        slope, base = line_through(found)
-        told = [{"stored_gib": stored // GIB, "mib": mib} for stored, mib in found]
-        sample(row, number, slope, others.share, points=told)
-        sample(f"{row}-fixed", number, base, others.share, empty_mib=empty)
+    with Others() as others:
+        again = settled_mib(cluster.node_run("n0", device.path))
+    sample("node-memory-restarted", number, again, others.share)
 
 
 def of_front(cluster, number, sample):
