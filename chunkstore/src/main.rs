@@ -7,6 +7,7 @@ use clap::Parser;
 use cli::{Cli, Command, FormatArgs, RunArgs, ShowArgs};
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// How a command ended, when not well. The codes are in the help text.
 struct Failure {
@@ -95,6 +96,7 @@ fn run_command(args: RunArgs) -> Result<(), Failure> {
         host: args.host,
         isolation: args.isolated.into(),
         copy_rate: args.copy_rate,
+        poll: Duration::from_micros(args.poll_us),
     };
     run::run(&options).map_err(|error| match error {
         run::Error::Unclean(_) => Failure {

@@ -82,6 +82,9 @@ impl From<Frontend> for Presentation {
     }
 }
 
+/// A sleeping thread is back within a fraction of this.
+const POLL_US_MAX: u64 = 1000;
+
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {
     /// The volume's name.
@@ -105,6 +108,10 @@ pub(crate) struct AttachArgs {
     /// Allow an NBD address that is not loopback.
     #[arg(long)]
     pub(crate) insecure_plaintext: bool,
+    /// Microseconds for which the thread of an NBD client looks for more to do, after it had something, before it sleeps:
+    /// saves the wakes of threads, and keeps a CPU busy while requests come. For CPUs that nobody else uses.
+    #[arg(long, default_value_t = 0, value_name = "US", value_parser = clap::value_parser!(u64).range(..=POLL_US_MAX))]
+    pub(crate) poll_us: u64,
     /// This hypervisor's name in the metadata; the machine's host name if not given.
     #[arg(long)]
     pub(crate) host: Option<String>,

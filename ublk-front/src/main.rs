@@ -9,6 +9,7 @@ use cli::{AttachArgs, Cli, Command, DetachArgs, SettleArgs};
 use serde_json::json;
 use std::io::{ErrorKind, IsTerminal};
 use std::process::ExitCode;
+use std::time::Duration;
 use ublk_front::shell::attach::{
     AttachError, AttachOptions, Presentation, attach, control_path, find_volume,
 };
@@ -64,6 +65,7 @@ fn run_attach(args: AttachArgs) -> Result<(), AttachError> {
             nbd_unix: args.nbd_unix,
             nbd_tcp: args.nbd_tcp,
             insecure_plaintext: args.insecure_plaintext,
+            poll: Duration::from_micros(args.poll_us),
         },
     };
     attach(&options, args.frontend.into())
@@ -88,6 +90,7 @@ fn bare(
             nbd_unix: None,
             nbd_tcp: None,
             insecure_plaintext: false,
+            poll: Duration::ZERO,
         },
     }
 }

@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Memory registered with the ring per executor, for device buffers: 16 transfers of 1 MiB and the
 /// small ones around them; what does not fit is allocated, only a little slower.
@@ -37,6 +38,8 @@ pub(super) struct Setting {
     pub(super) path: PathBuf,
     /// Of one shard, bytes per second.
     pub(super) copy_rate: Option<u64>,
+    /// How long an executor looks for more to do before it sleeps.
+    pub(super) poll: Duration,
     pub(super) shared: Arc<Shared>,
     pub(super) events: flume::Sender<Event>,
 }
@@ -145,7 +148,7 @@ async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
         shards.push(shard);
         let _ = setting.events.send(Event::Opened);
     }
-    let pump = pump::run(executor.ring.clone(), shards.clone());
+    let pump = pump::run(executor.ring.clone(), shards.clone(), setting.poll);
     let pump = glommio::spawn_local_into(pump, executor.queues.data)
         .map_err(|error| format!("spawn a task: {error}"))?;
     pump.await.map_err(|error| format!("the ring: {error}"))?;

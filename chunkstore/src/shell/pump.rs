@@ -24,10 +24,13 @@ const WAIT_MIN: Duration = Duration::from_millis(1);
 /// second.
 const WAIT_MAX: Duration = Duration::from_millis(10);
 
-/// Run until every shard has stopped and nothing of them is left in the kernel.
-pub(super) async fn run(ring: Rc<Ring>, shards: Vec<Rc<Shard>>) -> io::Result<()> {
+/// Run until every shard has stopped and nothing of them is left in the kernel. For `poll` after something
+/// happened it does not wait: its next request comes soon, and finds it awake.
+pub(super) async fn run(ring: Rc<Ring>, shards: Vec<Rc<Shard>>, poll: Duration) -> io::Result<()> {
+    let poll_ns = u64::try_from(poll.as_nanos()).unwrap_or(u64::MAX);
     let mut completed = Vec::new();
     let mut wait = WAIT_MIN;
+    let mut awake_until = 0;
     loop {
         ring.reap(&mut completed);
         let mut busy = !completed.is_empty();
@@ -48,6 +51,13 @@ pub(super) async fn run(ring: Rc<Ring>, shards: Vec<Rc<Shard>>) -> io::Result<()
         }
         let_others_run().await;
         if shards.iter().any(|shard| shard.has_events()) {
+            continue;
+        }
+        if busy {
+            awake_until = now + poll_ns;
+        }
+        if now < awake_until {
+            ring.look()?;
             continue;
         }
         wait = if busy {

@@ -91,6 +91,7 @@ impl Ring {
             .clone()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(SUBMISSIONS)
             .or_else(|_| builder.build(SUBMISSIONS))?;
         Ok(Self {
@@ -149,6 +150,23 @@ impl Ring {
             queued.pop_front();
         }
         true
+    }
+
+    /// Hand over what is queued and let the kernel post what has completed, without waiting. No kernel entry if
+    /// there is nothing of either.
+    pub(crate) fn look(&self) -> io::Result<()> {
+        let mut ring = self.ring.borrow_mut();
+        let all = self.fill(&mut ring);
+        let submission = ring.submission();
+        let nothing = submission.is_empty() && !submission.taskrun();
+        drop(submission);
+        if all && nothing {
+            return Ok(());
+        }
+        match ring.submit() {
+            Ok(_) => Ok(()),
+            Err(error) => passing(error),
+        }
     }
 
     /// Hand over what is queued and wait for a completion, but not for longer than `limit`.

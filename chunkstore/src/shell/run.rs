@@ -46,6 +46,8 @@ pub struct Options {
     pub isolation: Isolation,
     /// What mirrors may fetch from other nodes, and other nodes from here: bytes per second each.
     pub copy_rate: Option<u64>,
+    /// How long an executor looks for more to do before it sleeps.
+    pub poll: Duration,
 }
 
 /// What the parts of the process tell the main thread.
@@ -207,6 +209,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
         copy_rate: options
             .copy_rate
             .map(|rate| (rate / u64::from(block.shard_count)).max(1)),
+        poll: options.poll,
         shared: shared.clone(),
         events: events_in.clone(),
     };

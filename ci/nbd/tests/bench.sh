@@ -62,5 +62,15 @@ kill -INT "$run"
 wait "$run" || die "the interrupted run failed"
 [ "$(figure early '["interrupted"]')" = True ] || die "it does not say that it was interrupted"
 
+say "threads that look for a while before they sleep, at both ends"
+node_stop a1
+NODE_ARGUMENTS="--poll-us 200" node_start a1
+bench polled --overwrite-data --ios 2000 --read-percent 50 --depth 1 --poll-us 200
+no_errors polled
+attach disk --poll-us 200
+qemu-io -f raw -c 'write -P 0x77 0 64M' -c 'read -P 0x77 0 64M' -c flush "$uri" | tee "$scratch/log/polled"
+! grep -q 'verification failed' "$scratch/log/polled" || die "a lane that polls read something else"
+front_detach disk
+
 say "the volume can be attached at once, and its replicas are equal"
 equal_from_each_node disk a1 b1

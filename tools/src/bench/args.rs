@@ -29,6 +29,9 @@ pub(crate) struct Bench {
     /// Lanes, a thread each, as the queues of a device
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=LANES_MAX))]
     pub(crate) lanes: u16,
+    /// Microseconds for which a lane looks for an answer before it sleeps, as `ublk-front attach --poll-us`
+    #[arg(long, default_value_t = 0, value_name = "US", value_parser = clap::value_parser!(u64).range(..=1000))]
+    pub(crate) poll_us: u64,
     /// Bytes of a request: a multiple of 4KiB, at most 1MiB
     #[arg(long, default_value = "4KiB", value_name = "SIZE")]
     pub(crate) block_size: ByteSize,

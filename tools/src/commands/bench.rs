@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::error::{Result, ToolError};
 use crate::units::ByteSize;
 use std::io::IsTerminal;
+use std::time::Duration;
 use ublk_front::shell::attach::{AttachError, AttachOptions, attach_with};
 use ublk_front::shell::bench::{self as lanes, BenchFigures, BenchOptions};
 use ublk_front::shell::context::FrontSettings;
@@ -87,6 +88,7 @@ fn measure(
             nbd_unix: None,
             nbd_tcp: None,
             insecure_plaintext: false,
+            poll: Duration::from_micros(args.poll_us),
         },
     };
     let mut figures = None;

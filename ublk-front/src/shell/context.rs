@@ -14,6 +14,7 @@ use crate::core::window::LaneWindow;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use ukai_proto::ClusterId;
 
 /// Reports and other inputs that may wait for the control thread. It drains them each turn; above
@@ -37,6 +38,8 @@ pub struct FrontSettings {
     pub nbd_tcp: Option<std::net::SocketAddr>,
     /// Allow a TCP address that is not loopback although NBD is not encrypted here.
     pub insecure_plaintext: bool,
+    /// How long a lane on a ring of its own (NBD, bench) looks for more to do before it sleeps.
+    pub poll: Duration,
 }
 
 /// Orders to the frontend as a whole (lanes get theirs by [`LaneSeat`]).

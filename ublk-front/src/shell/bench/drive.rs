@@ -8,6 +8,7 @@ use crate::shell::context::LaneSeat;
 use crate::shell::lane::{Completion, LaneDriver};
 use crate::shell::ring::LaneRing;
 use std::io;
+use std::time::Duration;
 
 /// Requests that end within the turn that began them (all of them fail) are followed by others so often before
 /// the kernel is asked for news.
@@ -50,9 +51,9 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(seat: LaneSeat) -> io::Result<Self> {
+    pub(super) fn new(seat: LaneSeat, poll: Duration) -> io::Result<Self> {
         Ok(Self {
-            ring: LaneRing::new()?,
+            ring: LaneRing::new(poll)?,
             lane: LaneDriver::new(seat, LaneLimits::default()),
             arrived: Vec::new(),
             finished: Vec::new(),

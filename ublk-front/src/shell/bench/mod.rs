@@ -65,6 +65,7 @@ pub trait Load: Send + 'static {
 struct Shared {
     options: BenchOptions,
     size_sectors: u64,
+    poll: Duration,
     /// Begin nothing new.
     stop: AtomicBool,
     /// Lanes that are not ready to be measured yet.
@@ -94,6 +95,7 @@ pub fn serve<L: Load>(
     ctx.attached_silently("bench");
     let shared = Arc::new(Shared {
         options: options.clone(),
+        poll: ctx.settings.poll,
         size_sectors: ctx.presented.size_bytes / SECTOR_BYTES as u64,
         stop: AtomicBool::new(false),
         warming: AtomicUsize::new(options.lanes),
@@ -164,7 +166,7 @@ fn run<L: Load>(seat: LaneSeat, shared: &Shared, load: L) -> Result<LaneFigures,
         None
     };
     let buffers = BenchBuffers::new(options.depth, options.block_sectors).map_err(random())?;
-    let driver = Driver::new(seat);
+    let driver = Driver::new(seat, shared.poll);
     let mut driver = driver.map_err(FrontendError::io("make the ring of a lane"))?;
     if let Some(buffers) = &for_fill {
         let mut fill = Fill::new(shared);

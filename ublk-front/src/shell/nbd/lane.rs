@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 /// Serves the client until it goes or is told to.
 pub(super) fn run(
@@ -18,13 +19,13 @@ pub(super) fn run(
     name: &str,
     size_bytes: Arc<AtomicU64>,
     seat: LaneSeat,
-    limits: LaneLimits,
+    poll: Duration,
 ) -> io::Result<()> {
     let mut slots = Slots::new();
-    let mut lane = LaneDriver::new(seat, limits);
+    let mut lane = LaneDriver::new(seat, LaneLimits::default());
     let mut client = Client::new(socket, name, size_bytes);
     // Declared last, so that it is dropped first should anything fail.
-    let mut ring = LaneRing::new()?;
+    let mut ring = LaneRing::new(poll)?;
     let mut arrived: Vec<(u64, i32)> = Vec::new();
     let mut finished: Vec<Completion> = Vec::new();
     loop {

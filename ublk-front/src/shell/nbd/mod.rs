@@ -8,7 +8,6 @@ mod slots;
 
 use super::address;
 use super::context::{FrontContext, FrontendError, FrontendOrder};
-use crate::core::LaneLimits;
 use listen::{Listeners, Ready};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -134,9 +133,9 @@ fn start(
     let (theirs, name) = (Arc::clone(&socket), ctx.presented.name.clone());
     let ours = Arc::clone(&socket);
     let size_bytes = Arc::clone(size_bytes);
-    let id = seat.id();
+    let (id, poll) = (seat.id(), ctx.settings.poll);
     let body = move || {
-        if let Err(error) = lane::run(theirs, &name, size_bytes, seat, LaneLimits::default()) {
+        if let Err(error) = lane::run(theirs, &name, size_bytes, seat, poll) {
             tracing::error!("NBD client: {error}");
         }
         // The client waits for it, and the listener may keep the descriptor for a while.
