@@ -28,6 +28,7 @@ class Cluster:
 
     def __init__(self, folder, meta=None):
         self.folder, self.daemons, self.started = folder, [], 0
+        self.cpus = {}
         self.env = {"UKAI_META": meta or f"sqlite:{folder}/meta.db"}
         for name in ("nodes", "run", "log"):
             os.makedirs(os.path.join(folder, name))
@@ -41,8 +42,10 @@ class Cluster:
         return self.node_run(name, data)
 
     def node_run(self, name, data):
+        # Each node would take CPU 0 by default, as one that is alone on its machine does.
+        cpu = self.cpus.setdefault(name, len(self.cpus) % os.cpu_count())
         return self._daemon(name, "ready", f"{BIN}/chunkstore", "run", data, "--listen", f"127.0.0.1:{free_port()}",
-                            "--unix-dir", f"{self.folder}/run/{name}")
+                            "--unix-dir", f"{self.folder}/run/{name}", "--cores", cpu)
 
     def volume(self, name, size, copies):
         run(f"{BIN}/ukai-tools", "volume", "create", name, "--size", size, "--place", f"site-a:{copies}", env=self.env)
