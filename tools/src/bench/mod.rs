@@ -5,4 +5,3 @@ pub(crate) mod args;
 pub(crate) mod load;
 pub(crate) mod outcome;
 pub(crate) mod pattern;
-mod zipf;

@@ -1,8 +1,8 @@
 //! Orders of blocks.
 
-use super::zipf::Zipf;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution as _, Zipf};
 use std::fmt;
 use std::str::FromStr;
 
@@ -60,7 +60,7 @@ impl fmt::Display for Pattern {
 pub(crate) enum Blocks {
     Random { count: u64 },
     Sequential { count: u64, next: u64 },
-    Zipf { zipf: Zipf, scatter: Scatter },
+    Zipf { zipf: Zipf<f64>, scatter: Scatter },
 }
 
 impl Blocks {
@@ -79,7 +79,8 @@ impl Blocks {
                 Self::Sequential { count, next }
             }
             Pattern::Zipf { theta } => Self::Zipf {
-                zipf: Zipf::new(count, theta),
+                #[allow(clippy::cast_precision_loss)] // a volume has at most 2^38 sectors
+                zipf: Zipf::new(count as f64, theta).expect("a rank, and a theta above 0"),
                 scatter: Scatter::new(count),
             },
         }
@@ -93,7 +94,12 @@ impl Blocks {
                 *next = (block + 1) % *count;
                 block
             }
-            Self::Zipf { zipf, scatter } => scatter.place(zipf.rank(rng) - 1),
+            Self::Zipf { zipf, scatter } => {
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+                // a whole number from 1 to `count`
+                let rank = zipf.sample(rng) as u64;
+                scatter.place(rank - 1)
+            }
         }
     }
 }
