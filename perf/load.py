@@ -17,10 +17,20 @@ JOBS = {
     "read-64k-d8": ("read", False, 65536, 8, False),
     "write-64k-d8": ("write", False, 65536, 8, False),
     "fsync-d1": ("write", True, BLOCK, 1, True),
+    "randread-d128": ("read", True, BLOCK, 128, False),
+    "randwrite-d128": ("write", True, BLOCK, 128, False),
     # By qemu-img bench, which knows no random order: for servers that fio has no client for.
     "strideread-d32": ("read", True, BLOCK, 32, False),
     "stridewrite-d32": ("write", True, BLOCK, 32, False),
 }
+
+
+# What one node can do is compared with its disk only, and by these jobs only.
+NODE, NODE_JOBS = "ukai-node", ("randread-d128", "randwrite-d128")
+
+
+def takes_part(system, job):
+    return system in (NODE, "raw") if job in NODE_JOBS else system != NODE
 
 
 def is_stride(job):

@@ -3,6 +3,7 @@ import resource
 import sys
 import time
 
+from load import takes_part
 from process import Daemon, Failed, cpu_between, cpu_by_group
 from table import QUIET_SHARE, aligned
 
@@ -81,6 +82,8 @@ class Rounds:
             system.stop()
 
     def sample(self, number, system, job):
+        if not takes_part(system.name, job):
+            return
         reason = system.gap(job)
         if not reason:
             try:

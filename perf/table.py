@@ -1,6 +1,8 @@
 """The table of targets, and every figure of a result."""
 import statistics
 
+from load import NODE
+
 # Targets: what, our system, job, the other system (None: an absolute figure), the figure, "least" or "most", the limit
 TARGETS = []
 # The same, of perf/guest
@@ -27,6 +29,9 @@ _targets(TWO, "ukai-2", "ceph", {"randread-d1": 1 / 6, "randread-d32": 1 / 6, "r
                                  "randwrite-d32": 1 / 6}, "cpu_us", "most")
 _targets(TWO, "ukai-2", "raw", {"fsync-d1": 0.4}, "iops", "least")
 _targets(ONE, "ukai-1", "raw", {"read-64k-d8": 0.7, "write-64k-d8": 0.7}, "iops", "least")
+# By the in-process client, which takes CPU of its own: that of the node is what is compared.
+_targets("1 node", NODE, "raw", {"randread-d128": 0.85, "randwrite-d128": 0.85}, "iops", "least")
+_targets("1 node", NODE, "raw", {"randread-d128": 1.25, "randwrite-d128": 1.25}, "server_cpu_us", "most")
 
 for _other in ("nbd", "loop"):
     _targets("ublk, 1 copy", "ukai", _other, {"randread-d1": 1.0, "randwrite-d1": 1.0, "randread-d32": 1.0, "randwrite-d32": 1.0},
@@ -35,7 +40,6 @@ _targets("front alone", "null-front", "null-plain", {"randread-d32": 0.8, "randw
 
 # Rows of the list of targets that another command measures, or none yet.
 ELSEWHERE = [
-    ("storage node alone, depth 128, against raw io_uring", "no command yet"),
     ("storage node on a null disk against a TCP echo", "no command yet"),
     ("the front's ublk overhead against a null ublk target", "perf/guest"),
     ("ublk, 1 local copy, against kernel nbd and loop", "perf/guest"),
@@ -70,7 +74,9 @@ class Result:
 
     def ratio(self, ours, other, job, figure):
         """The median over the rounds of our figure to the other's in the same round"""
-        mine, others = self.by_round(ours, job, figure), self.by_round(other, job, figure)
+        # What raw takes is all its client's.
+        whole = "cpu_us" if figure == "server_cpu_us" else figure
+        mine, others = self.by_round(ours, job, figure), self.by_round(other, job, whole)
         ratios = [mine[number] / others[number] for number in mine if others.get(number)]
         return statistics.median(ratios) if ratios else None
 
@@ -116,7 +122,7 @@ def rows(result):
             verdict = "not measured: " + result.reason(missing, job)
         else:
             verdict = "met" if (measured >= value if limit == "least" else measured <= value) else "short"
-        about = {"iops": "IOPS", "cpu_us": "CPU/IO"}[figure]
+        about = {"iops": "IOPS", "cpu_us": "CPU/IO", "server_cpu_us": "node CPU"}[figure]
         way = "" if result.of_guest else f", {result.way(ours)}"
         yield what + way, job, other or "-", about, measured, f"{sign} {value:.3g}{unit}", verdict
 

@@ -2,7 +2,7 @@
 import os
 import socket
 
-from load import Bench, Fio, QemuImg, is_stride
+from load import NODE, Bench, Fio, QemuImg, is_stride
 from process import Daemon, run, wait_until
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -84,10 +84,10 @@ class Ukai:
     # The front's arguments, where not NBD
     frontend = None
 
-    def __init__(self, copies, folder, size):
-        self.name = f"ukai-{copies}"
+    def __init__(self, copies, folder, size, name=None):
+        self.name = name or f"ukai-{copies}"
         # As Ceph's client, which is in fio's process: with two copies there is no front beside the client.
-        self.in_process = copies > 1
+        self.in_process = copies > 1 or name == NODE
         self.what = (f"UKAI, {copies} cop{'y' if copies == 1 else 'ies'}, O_DIRECT, "
                      f"{'ukai-tools bench (in-process)' if self.in_process else 'over NBD (Unix socket)'}")
         self.copies, self.folder, self.size = copies, os.path.join(folder, self.name), size
