@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use ublk_front::shell::attach::{AttachError, Presentation};
+use ublk_front::shell::context::POLL_US_MAX;
 use ukai_meta::MetaUrl;
 
 /// Presents UKAI volumes on this machine.
@@ -81,9 +82,6 @@ impl From<Frontend> for Presentation {
         }
     }
 }
-
-/// A sleeping thread is back within a fraction of this.
-const POLL_US_MAX: u64 = 1000;
 
 #[derive(Debug, Args)]
 pub(crate) struct AttachArgs {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use ublk_front::core::api::{GUEST_SECTORS_MAX, LANE_DEPTH_MAX};
 use ublk_front::shell::bench::BenchOptions;
+use ublk_front::shell::context::POLL_US_MAX;
 use ukai_proto::limits::SECTOR_BYTES;
 
 /// Memory of all requests in flight: it is locked, and more would be no test of a disk.
@@ -30,7 +31,7 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=LANES_MAX))]
     pub(crate) lanes: u16,
     /// Microseconds for which a lane looks for an answer before it sleeps, as `ublk-front attach --poll-us`
-    #[arg(long, default_value_t = 0, value_name = "US", value_parser = clap::value_parser!(u64).range(..=1000))]
+    #[arg(long, default_value_t = 0, value_name = "US", value_parser = clap::value_parser!(u64).range(..=POLL_US_MAX))]
     pub(crate) poll_us: u64,
     /// Bytes of a request: a multiple of 4KiB, at most 1MiB
     #[arg(long, default_value = "4KiB", value_name = "SIZE")]

@@ -21,6 +21,9 @@ use ukai_proto::ClusterId;
 /// this a sender waits, which slows a lane that floods it (control itself never waits for a lane).
 const CONTROL_INPUTS_MAX: usize = 16 << 10;
 
+/// Microseconds that a lane may be told to look before it sleeps. A sleeping thread is back within a fraction of this.
+pub const POLL_US_MAX: u64 = 1000;
+
 /// Choices of the operator that frontends look at.
 #[derive(Clone, Debug)]
 pub struct FrontSettings {
