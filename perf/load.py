@@ -26,11 +26,12 @@ JOBS = {
 
 
 # What one node can do is compared with its disk only, and by these jobs only.
-NODE, NODE_JOBS = "ukai-node", ("randread-d128", "randwrite-d128")
+NODE, BOUND_NODE, NODE_JOBS = "ukai-node", "bound-node", ("randread-d128", "randwrite-d128")
 
 
 def takes_part(system, job):
-    return system in (NODE, "raw") if job in NODE_JOBS else system != NODE
+    of_node = system in (NODE, BOUND_NODE)
+    return of_node or system == "raw" if job in NODE_JOBS else not of_node
 
 
 def is_stride(job):
@@ -116,7 +117,10 @@ class Bench:
         self.env = env
 
     def _run(self, arguments, seconds):
-        return json.loads(run(*self.command, *arguments, seconds=seconds, env=self.env))
+        result = json.loads(run(*self.command, *arguments, seconds=seconds, env=self.env))
+        if result["errors"]:
+            raise Failed(f"{self.name}: {result['errors']} requests failed")
+        return result
 
     def fill(self):
         self._run(["--fill", "--ios", 1], 1200)
@@ -124,9 +128,12 @@ class Bench:
     def once(self):
         self._run(["--ios", 1], 60)
 
+    def _job(self, job, seconds):
+        direction, random, block, depth, _ = JOBS[job]
+        return ["--read-percent", 100 if direction == "read" else 0, "--block-size", block, "--depth", depth,
+                "--pattern", "random" if random else "sequential", "--duration", f"{seconds}s"]
+
     def measure(self, job, seconds):
-        direction, random, block, depth, flushed = JOBS[job]
-        result = self._run(["--read-percent", 100 if direction == "read" else 0, "--block-size", block, "--depth", depth,
-                            "--pattern", "random" if random else "sequential", "--duration", f"{seconds}s",
-                            *(["--fsync"] if flushed else [])], seconds + 120)
+        flushed = JOBS[job][4]
+        result = self._run([*self._job(job, seconds), *(["--fsync"] if flushed else [])], seconds + 120)
         return {key: result[key] for key in ("ios", "iops", "p50_us", "p99_us", "p999_us")}

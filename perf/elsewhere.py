@@ -1,0 +1,47 @@
+"""Rows of the list of targets that other commands than perf/compare measure, from their newest stored results."""
+import glob
+import json
+import os
+
+import growth
+from table import QUIET_SHARE, Result, aligned, rows
+
+
+def _of_guest(document):
+    result = Result(document)
+    # Of the machine around the guest; inside it there are no others.
+    others = document["machine"]["other_cpu_share"]
+    for what, job, against, about, measured, _, target, verdict in rows(result):
+        yield f"{what}: {job}, {about} against {against}", measured, target, others, verdict
+
+
+def _of_scale(document):
+    for _, what, _, median, _, target, others, verdict in growth.rows(document):
+        if target != "-":
+            yield what, median, target, others, verdict
+
+
+def _of_relocate(document):
+    for figure in document["medians"]:
+        # The others are predictions, and what no machine excuses.
+        if "predicted" not in figure and not figure["must"]:
+            verdict = "met" if abs(figure["value"]) <= figure["most"] else "short"
+            yield figure["name"], figure["value"], f"<= {figure['most']:g} {figure['unit']}", 0, verdict
+
+
+KINDS = {"guest": _of_guest, "scale": _of_scale, "relocate": _of_relocate}
+
+
+def print_elsewhere(folder):
+    print(f"\n{'by other commands':<76}{'measured':>9}  {'target':<12} verdict")
+    for kind, rows_of in KINDS.items():
+        stored = sorted(glob.glob(os.path.join(folder, f"{kind}-*.json")))
+        if not stored:
+            print(f"no result of perf/{kind} yet")
+            continue
+        with open(stored[-1]) as file:
+            document = json.load(file)
+        print(f"perf/{kind}, {os.path.basename(stored[-1])}:")
+        for what, measured, target, others, verdict in rows_of(document):
+            busy = f" (others took {others:.2f} CPUs)" if others > QUIET_SHARE else ""
+            print(f"  {what:<74}{aligned(measured, 2)}  {target:<12} {verdict}{busy}")
