@@ -1,8 +1,7 @@
 //! Executors: one thread per chosen core, each with its device descriptors and some shards.
 
-use super::blocking::{Access, FileDisk};
+use super::backing::{Backing, BackingKind};
 use super::clock::now_ns;
-use super::device::Device;
 use super::pulse::Pulse;
 use super::pump;
 use super::queues::Queues;
@@ -36,6 +35,7 @@ pub(super) struct Plan {
 #[derive(Clone, Debug)]
 pub(super) struct Setting {
     pub(super) path: PathBuf,
+    pub(super) backing: BackingKind,
     /// Of one shard, bytes per second.
     pub(super) copy_rate: Option<u64>,
     /// How long an executor looks for more to do before it sleeps.
@@ -126,19 +126,20 @@ async fn serve(plans: Vec<Plan>, setting: Setting) -> Result<(), String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         format!("{what} {}: {error}", setting.path.display())
     };
-    let device = Device::open(&setting.path).map_err(|error| failed("open", &error))?;
+    let backing =
+        Backing::open(setting.backing, &setting.path).map_err(|error| failed("open", &error))?;
     let executor = Executor {
         ring: Rc::new(Ring::create().map_err(|error| format!("make a ring: {error}"))?),
-        device: Rc::new(device),
+        backing: Rc::new(backing),
         queues: Queues::create(),
     };
     let mut shards = Vec::new();
     for (place, plan) in plans.into_iter().enumerate() {
         let index = plan.identity.shard;
-        let mut disk =
-            FileDisk::open(&setting.path, Access::Write).map_err(|error| failed("open", &error))?;
+        let disk = executor.backing.blocking(&setting.path);
+        let mut disk = disk.map_err(|error| failed("open", &error))?;
         let (limits, boot) = (StoreLimits::default(), plan.identity.incarnation.boot);
-        let (store, report) = Store::open_on(&mut disk, &plan.place, limits, boot)
+        let (store, report) = Store::open_on(disk.as_mut(), &plan.place, limits, boot)
             .map_err(|error| format!("shard {index}: {error}"))?;
         tracing::info!(shard = index.0, ?report, "shard opened");
         let mut core = ShardCore::new(plan.identity, store);

@@ -13,6 +13,7 @@
 //!
 //! The metadata store is spoken to by a control thread; shards only ever look at a lease deadline.
 
+mod backing;
 pub mod blocking;
 pub(crate) mod buffer;
 mod clock;

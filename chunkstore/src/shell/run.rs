@@ -1,5 +1,6 @@
 //! `chunkstore run`: from a formatted path to a serving node, and back.
 
+use super::backing::BackingKind;
 use super::blocking::{Access, FileDisk};
 use super::control::{Control, Isolation, MembershipError, check};
 use super::executor::{self, Plan, Setting, SpawnError};
@@ -130,6 +131,16 @@ impl From<SpawnError> for Error {
 
 /// Run until stopped.
 pub fn run(options: &Options) -> Result<(), Error> {
+    run_on(options, BackingKind::Device)
+}
+
+/// The same on a copy of the path in memory: what a node takes without its disk, for measurements. Everything written
+/// is lost when it ends, so the path must be a scratch file that no other run will open.
+pub fn run_without_disk(options: &Options) -> Result<(), Error> {
+    run_on(options, BackingKind::Memory)
+}
+
+fn run_on(options: &Options, backing: BackingKind) -> Result<(), Error> {
     if !options.listen.ip().is_loopback() {
         if !options.insecure_plaintext {
             return Err(Error::Plaintext(options.listen));
@@ -205,6 +216,7 @@ pub fn run(options: &Options) -> Result<(), Error> {
     let (events_in, events) = flume::unbounded();
     let setting = Setting {
         path: path.clone(),
+        backing,
         // Volumes spread evenly over shards, which share nothing.
         copy_rate: options
             .copy_rate

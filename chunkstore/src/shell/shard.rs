@@ -1,9 +1,9 @@
 //! One shard on its executor: the queue, the turn, and the tasks around it.
 
+use super::backing::Backing;
 use super::buffer::NodeBuf;
 use super::clock::{now_ns, ns};
 use super::conn::{Conn, Line};
-use super::device::Device;
 use super::gather::Body;
 use super::peer;
 use super::queues::Queues;
@@ -81,7 +81,7 @@ pub(super) struct Shard {
 #[derive(Clone, Debug)]
 pub(super) struct Executor {
     pub(super) ring: Rc<Ring>,
-    pub(super) device: Rc<Device>,
+    pub(super) backing: Rc<Backing>,
     pub(super) queues: Queues,
 }
 
@@ -286,7 +286,10 @@ impl Shard {
                     }
                 }
                 ShardAction::Disk(op) => {
-                    executor.device.begin(&executor.ring, self.place, op);
+                    let done = executor.backing.begin(&executor.ring, self.place, op);
+                    if let Some((io, result)) = done {
+                        self.push(ShardEvent::DiskDone { io, result });
+                    }
                 }
                 ShardAction::PeerConnect {
                     peer,
