@@ -4,6 +4,7 @@ import json
 import os
 
 import growth
+import null_disk
 from table import QUIET_SHARE, Result, aligned, rows
 
 
@@ -29,7 +30,12 @@ def _of_relocate(document):
             yield figure["name"], figure["value"], f"<= {figure['most']:g} {figure['unit']}", 0, verdict
 
 
-KINDS = {"guest": _of_guest, "scale": _of_scale, "relocate": _of_relocate}
+def _of_echo(document):
+    for job, ours, other, what, measured, target, others, verdict in null_disk.rows(document):
+        yield f"{ours}: {job}, {what} against {other}", measured, target, others, verdict
+
+
+KINDS = {"guest": _of_guest, "scale": _of_scale, "relocate": _of_relocate, "echo": _of_echo}
 
 
 def print_elsewhere(folder):

@@ -40,7 +40,6 @@ _targets("front alone", "null-front", "null-plain", {"randread-d32": 0.8, "randw
 
 # Rows of the list of targets that no command measures yet; those of other commands: elsewhere.py
 ELSEWHERE = [
-    ("storage node on a null disk against a TCP echo", "no command yet"),
     ("copy for relocation or resync, no limit set", "no command yet (perf/relocate asks for 32 MiB/s)"),
 ]
 # Other processes on this share of a CPU spoil a measurement.

@@ -47,6 +47,11 @@ class Cluster:
         return self._daemon(name, "ready", f"{BIN}/chunkstore", "run", data, "--listen", f"127.0.0.1:{free_port()}",
                             "--unix-dir", f"{self.folder}/run/{name}", "--cores", cpu)
 
+    def null_node(self, name, size, poll_us):
+        """A node of site-a on memory that answers at once, over TCP alone, on CPU 0"""
+        return self._daemon(name, "ready", f"{BIN}/ukai-null-node", f"{self.folder}/nodes/{name}", "--meta", self.env["UKAI_META"],
+                            "--site", "site-a", "--name", name, "--mib", size >> 20, "--core", 0, "--poll-us", poll_us)
+
     def volume(self, name, size, copies):
         run(f"{BIN}/ukai-tools", "volume", "create", name, "--size", size, "--place", f"site-a:{copies}", env=self.env)
 
