@@ -53,6 +53,10 @@ pub struct FrontReport {
     /// others keep the processors busy, as it is. The guest's requests wake threads alike.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wake: Option<LatencyPoints>,
+    /// Of the writes of `guest.write.front` those that several replicas answered: what they took whole, in the front, over the
+    /// last minute. With what each node took it tells how much nodes are slow together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_replicated: Option<LatencyPoints>,
     /// What it knows of the nodes, those it reads from first.
     pub nodes: Vec<NodeLatency>,
     /// How far the relocation job is that it works on.
@@ -136,6 +140,7 @@ mod tests {
                 flush: GuestReport::default(),
             },
             wake: points,
+            write_replicated: points,
             nodes: (0..nodes).map(node).collect(),
             job: None,
         }

@@ -44,6 +44,7 @@ pub(super) fn to_json(map: &VolumeMap, planned: &Planned, names: &Names) -> Valu
         "filled_chunks": plan.goals.filled_chunks, "left_out_chunks": plan.goals.left_out_chunks,
         "rate_bytes_per_s": planned.rate_bytes_per_s, "rate_given": planned.is_rate_given, "eta_s": planned.eta_s(),
         "heat_known": { "read": plan.heat_known[0], "write": plan.heat_known[1] },
+        "dependence": plan.dependence.alpha(),
         "overhead_us": planned.gathered.overhead_us.map(|us| json!({ "read": us[0], "write": us[1] })),
         "impossible": plan.impossible, "curve": plan.curve, "assumed": planned.gathered.assumed,
         "goals": { "sets": plan.goals.sets, "ranges": plan.goals.goals },

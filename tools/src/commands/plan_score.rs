@@ -224,6 +224,7 @@ mod tests {
             since_unix_s,
             guest: GuestReports::default(),
             wake: None,
+            write_replicated: None,
             nodes: Vec::new(),
             job: None,
         };

@@ -117,7 +117,8 @@ fn predict(loss: &mut Loss, map: &VolumeMap, gathered: &Gathered, lost: &BTreeSe
         map.all(),
         Rules::default(),
         Vec::new(),
-    );
+    )
+    .depending(gathered.measured.as_ref());
     let mut in_use = problem.sets.iter().flat_map(|set| &set.in_sync);
     if in_use.any(|node| problem.node(*node).model.is_none()) {
         return;

@@ -5,6 +5,7 @@ use super::args::PlanArgs;
 use super::latency::{add_overhead, models, overhead, overhead_text};
 use super::plan::Ask;
 use super::problem::{Heat, Known, Node, NodeModel, Rules};
+use super::together::Measured;
 use crate::client::{ClientError, NodeClient, block_on, shards};
 use crate::context::{Context, Names};
 use crate::error::{Result, ToolError};
@@ -31,6 +32,8 @@ pub(crate) struct Gathered {
     pub(crate) overhead_us: Option<[f64; 2]>,
     /// If copies are only added: nodes as the host sees them that has the volume attached now.
     pub(crate) present: Option<BTreeMap<NodeId, NodeModel>>,
+    /// How much nodes were slow together.
+    pub(crate) measured: Option<Measured>,
 }
 
 impl Gathered {
@@ -118,6 +121,7 @@ pub(crate) fn ask(
         curve,
         share: args.share,
         present: None,
+        measured: None,
     })
 }
 
@@ -146,6 +150,7 @@ pub(crate) fn gather(context: &Context, map: &VolumeMap, args: &PlanArgs) -> Res
         assumed: Vec::new(),
         overhead_us: None,
         present: None,
+        measured: None,
     };
     for node in map.nodes() {
         if names.state(node).is_none() {
@@ -288,6 +293,7 @@ impl Gathered {
             }
             self.present = Some(present);
         }
+        self.measured = front.as_ref().and_then(Measured::of);
         for node in &mut self.nodes {
             node.model = found.models.remove(&node.id);
         }

@@ -481,6 +481,7 @@ mod tests {
             since_unix_s: None,
             guest: ukai_meta::report::GuestReports::default(),
             wake: flat(9, 60.0),
+            write_replicated: None,
             nodes: Vec::new(),
             job: None,
         };

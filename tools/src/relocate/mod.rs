@@ -17,6 +17,7 @@ pub(crate) mod planned;
 pub(crate) mod problem;
 mod shrink;
 pub(crate) mod target;
+pub(crate) mod together;
 pub mod trial;
 
 pub(crate) use planned::{Planned, plan_for};

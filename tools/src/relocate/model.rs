@@ -5,10 +5,9 @@
 //!
 //! - A **read** of chunk c is answered by one replica: of the in-sync set S(c) the one with the lowest
 //!   median, r(c). So its distribution is F(r(c)).
-//! - A **write** of chunk c is acknowledged by all of S(c): it takes max over n in S(c) of W(n). Nodes are
-//!   taken as independent, so its distribution is the product of G(n) over S(c). (What all nodes share, the
-//!   host's own link say, makes them dependent; the truth then lies between the product and the least factor,
-//!   so the product errs to the slow side.)
+//! - A **write** of chunk c is acknowledged by all of S(c): it takes max over n in S(c) of W(n). Were nodes
+//!   independent, its distribution would be the product of G(n) over S(c); as much as they are slow together,
+//!   it is nearer to the least of them (`together.rs`).
 //! - A **volume** is a mixture: chunk c gets a share h(c) of its reads, so its reads are distributed as
 //!   the sum over c of h(c) F(r(c)); writes alike with their own shares.
 //! - Where a node's round trip was not measured but its parts were, it is their **sum**, taken as
@@ -167,17 +166,6 @@ impl Distribution {
             *share /= weights;
         }
         Self::from_cdf(sum)
-    }
-
-    /// The slowest of several independent ones.
-    pub(crate) fn maximum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
-        let mut product = vec![1.0; EDGES].into_boxed_slice();
-        for part in parts {
-            for (to, share) in product.iter_mut().zip(&part.cdf) {
-                *to *= share;
-            }
-        }
-        Self::from_cdf(product)
     }
 
     /// One after the other, independent.

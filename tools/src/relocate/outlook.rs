@@ -109,7 +109,8 @@ impl<'a> Outlook<'a> {
                     .map(|(at, _)| model(at, us))
                     .collect();
                 let of = |set: &[NodeIndex]| -> f64 {
-                    set.iter().map(|node| nodes[usize::from(*node)]).product()
+                    let shares = set.iter().map(|node| nodes[usize::from(*node)]);
+                    self.problem.dependence.all(shares)
                 };
                 self.writes.iter().map(|(load, set)| load * of(set)).sum()
             }
@@ -177,7 +178,8 @@ pub(crate) fn set_quantile(
             let parts: Option<Vec<&Distribution>> =
                 in_sync.iter().map(|node| model(*node)).collect();
             parts.map_or(f64::INFINITY, |parts| {
-                Distribution::maximum(parts).quantile(probability)
+                let within = |us| parts.iter().map(move |part| part.share_within(us));
+                quantile_of(probability, |us| problem.dependence.all(within(us)))
             })
         }
     }

@@ -9,6 +9,7 @@ use super::goals::{Goals, RANGES_MAX, goals};
 use super::outlook::{Outlook, SiteShare};
 use super::problem::{Demand, Known, NodeIndex, NodeModel, Problem, Rules};
 use super::target::{Kind, Target};
+use super::together::{Dependence, Measured};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 use ukai_meta::job::{GoalSet, Percentiles};
@@ -33,6 +34,8 @@ pub(crate) struct Ask {
     pub(crate) share: Option<f64>,
     /// Nodes as another host sees them, for [`Plan::present`].
     pub(crate) present: Option<BTreeMap<NodeId, NodeModel>>,
+    /// How much nodes were slow together.
+    pub(crate) measured: Option<Measured>,
 }
 
 /// How one target fares.
@@ -84,13 +87,16 @@ pub(crate) struct Plan {
     pub(crate) impossible: Option<Impossible>,
     pub(crate) curve: Vec<Point>,
     pub(crate) heat_known: [bool; 2],
+    /// Between nodes that a write waits for.
+    pub(crate) dependence: Dependence,
 }
 
 /// Makes the plan.
 pub(crate) fn plan(map: &VolumeMap, known: Known<'_>, ask: &Ask) -> Plan {
     let range = ask.range.unwrap_or(map.all());
     let mut demands = demands(&ask.targets, 1.0);
-    let mut problem = Problem::new(map, known, range, ask.rules.clone(), demands.clone());
+    let mut problem = Problem::new(map, known, range, ask.rules.clone(), demands.clone())
+        .depending(ask.measured.as_ref());
     if let Some(share) = ask.share {
         demands = near(&problem, share).into_iter().collect();
         problem.demands.clone_from(&demands);
@@ -137,6 +143,7 @@ pub(crate) fn plan(map: &VolumeMap, known: Known<'_>, ask: &Ask) -> Plan {
         impossible: None,
         curve: Vec::new(),
         heat_known: problem.heat_known,
+        dependence: problem.dependence,
     };
     let after = match &result {
         Ok(found) => {

@@ -38,6 +38,7 @@ pub(crate) fn plan_for(
     let host = gathered.host.clone();
     let mut ask = ask(map, &states, args, host.as_deref().unwrap_or("?"), curve)?;
     ask.present = gathered.present.take();
+    ask.measured = gathered.measured.take();
     if !ask.targets.is_empty() || ask.share.is_some() {
         let Some(host) = &host else {
             return Err(ToolError::usage(format!(

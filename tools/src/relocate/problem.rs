@@ -6,6 +6,7 @@ mod grouping;
 use self::grouping::{Grouping, load_known};
 use super::model::Distribution;
 use super::target::Kind;
+use super::together::{Dependence, Measured};
 use std::collections::HashMap;
 use ukai_meta::map::VolumeMap;
 use ukai_meta::{PlaceRule, ReplicaState};
@@ -157,6 +158,8 @@ pub(crate) struct Problem {
     pub(crate) chunk_bytes: u64,
     /// For reads and writes: whether the load is known. Otherwise every chunk counts the same.
     pub(crate) heat_known: [bool; 2],
+    /// Between the nodes that a write waits for.
+    pub(crate) dependence: Dependence,
 }
 
 /// What is known besides the map.
@@ -204,7 +207,15 @@ impl Problem {
             demands,
             chunk_bytes: map.head.chunk_bytes,
             heat_known,
+            dependence: Dependence::default(),
         }
+    }
+
+    /// With nodes as dependent as they were measured.
+    pub(crate) fn depending(mut self, measured: Option<&Measured>) -> Self {
+        let fitting = measured.and_then(|measured| self.dependence_fitting(measured));
+        self.dependence = fitting.unwrap_or_default();
+        self
     }
 
     /// Makes the loads shares of the whole again, after classes were taken out.
@@ -251,7 +262,7 @@ impl Problem {
         };
         match kind {
             Kind::Read => of(self.reader(in_sync)),
-            Kind::Write => in_sync.iter().map(|node| of(*node)).product(),
+            Kind::Write => self.dependence.all(in_sync.iter().map(|node| of(*node))),
         }
     }
 }

@@ -233,6 +233,7 @@ impl World {
             since_unix_s: None,
             guest: GuestReports::default(),
             wake: None,
+            write_replicated: None,
             nodes: vec![NodeLatency {
                 network: points,
                 ..NodeLatency::of(node_id(1))
@@ -254,6 +255,7 @@ impl World {
                 since_unix_s: None,
                 guest: GuestReports::default(),
                 wake: None,
+                write_replicated: None,
                 nodes: Vec::new(),
                 job: Some(job),
             },

@@ -903,6 +903,9 @@ fn nodes_are_measured_with_and_without_their_service() {
     let front = &bench.lane.stats();
     assert_eq!((front.read_front.len(), front.write_front.len()), (1, 1));
     assert!(front.read_front.max() <= 1_000 && front.write_front.max() <= 1_000);
+    let replicated = &front.write_replicated;
+    assert_eq!(replicated.len(), 1);
+    assert!((495_000..505_000).contains(&replicated.max()));
     bench.lane.woke(Duration::from_micros(60));
     let wake = &bench.lane.stats().wake;
     assert_eq!(wake.len(), 1);

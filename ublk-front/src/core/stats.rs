@@ -27,6 +27,8 @@ pub struct LaneStats {
     pub read_front: Histogram<u64>,
     /// The same of writes.
     pub write_front: Histogram<u64>,
+    /// Guest writes that `write_front` counts too, if several replicas answered: the whole latency.
+    pub write_replicated: Histogram<u64>,
     /// How late the lane wakes after a timer.
     pub wake: Histogram<u64>,
     /// By node slot.
@@ -175,6 +177,7 @@ impl Default for LaneStats {
             zero: histogram(),
             read_front: histogram(),
             write_front: histogram(),
+            write_replicated: histogram(),
             wake: histogram(),
             nodes: Vec::new(),
             read_bytes: 0,
@@ -225,6 +228,13 @@ impl LaneStats {
             GuestOp::Read => record(&mut self.read_front, took),
             GuestOp::Write { .. } => record(&mut self.write_front, took),
             GuestOp::Flush | GuestOp::Zero { .. } => {}
+        }
+    }
+
+    /// Several replicas answered a request that was one piece.
+    pub(super) fn replicated(&mut self, io: &GuestIo, latency: Duration) {
+        if io.count <= SMALL_SECTORS_MAX.into() && matches!(io.op, GuestOp::Write { .. }) {
+            record(&mut self.write_replicated, latency);
         }
     }
 
@@ -291,6 +301,7 @@ impl LaneStats {
         let _ = self.zero.add(&other.zero);
         let _ = self.read_front.add(&other.read_front);
         let _ = self.write_front.add(&other.write_front);
+        let _ = self.write_replicated.add(&other.write_replicated);
         let _ = self.wake.add(&other.wake);
         if self.nodes.len() < other.nodes.len() {
             self.nodes

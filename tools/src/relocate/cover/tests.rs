@@ -3,6 +3,7 @@
 use super::super::model::Distribution;
 use super::super::problem::{Node, NodeModel, Rules, Set};
 use super::super::target::Kind;
+use super::super::together::Dependence;
 use super::*;
 use proptest::prelude::*;
 use ukai_meta::PlaceRule;
@@ -72,8 +73,9 @@ fn case(space: std::ops::Range<u64>, kinds: Vec<Kind>, rules: bool) -> impl Stra
         chunks,
         limits,
         any::<(bool, bool, bool, bool)>(),
+        prop_oneof![Just(1.0), 0.1f64..1.0],
     )
-        .prop_map(move |(nodes, copies, chunks, shares, flags)| {
+        .prop_map(move |(nodes, copies, chunks, shares, flags, alpha)| {
             let mut nodes: Vec<Node> = (0u8..)
                 .zip(nodes)
                 .map(|(n, (at, fast, free))| node(n, at, fast, free))
@@ -141,6 +143,7 @@ fn case(space: std::ops::Range<u64>, kinds: Vec<Kind>, rules: bool) -> impl Stra
                     demands,
                     chunk_bytes: CHUNK,
                     heat_known: [true; 2],
+                    dependence: Dependence::new(alpha),
                 },
             }
         })

@@ -5,6 +5,7 @@
 //! operation, and sums by two. So the model at 5 % above a sampled quantile must be at least the quantile's
 //! probability less 0.0104, and at 5 % below at most that plus 0.0104.
 
+use super::super::together::Dependence;
 use super::*;
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -33,6 +34,11 @@ fn points() -> impl Strategy<Value = LatencyPoints> {
             };
             LatencyPoints::from_quantiles(1000, at).unwrap()
         })
+}
+
+/// The slowest of several.
+fn maximum(dependence: Dependence, parts: &[&Distribution]) -> Distribution {
+    Distribution::at_edges(|edge| dependence.all(parts.iter().map(|part| part.cdf[edge])))
 }
 
 fn sample(points: &LatencyPoints, random: &mut ChaCha8Rng) -> f64 {
@@ -69,12 +75,12 @@ proptest! {
         let mixed = draw(&|r| if r.random::<f64>() < weight { sample(&a, r) } else { sample(&b, r) });
         agree(&Distribution::mixture([(weight * 7.0, &da), ((1.0 - weight) * 7.0, &db)]), mixed, "mixture");
         let slowest = draw(&|r| sample(&a, r).max(sample(&b, r)).max(sample(&c, r)));
-        agree(&Distribution::maximum([&da, &db, &dc]), slowest, "maximum");
+        agree(&maximum(Dependence::default(), &[&da, &db, &dc]), slowest, "maximum");
         let summed = draw(&|r| sample(&a, r) + sample(&b, r));
         agree(&da.sum(&db), summed, "sum");
         // A volume: half its writes go to {a, b}, half to {c}.
         let volume = draw(&|r| if r.random::<bool>() { sample(&a, r).max(sample(&b, r)) } else { sample(&c, r) });
-        agree(&Distribution::mixture([(1.0, &Distribution::maximum([&da, &db])), (1.0, &dc)]), volume, "volume");
+        agree(&Distribution::mixture([(1.0, &maximum(Dependence::default(), &[&da, &db])), (1.0, &dc)]), volume, "volume");
     }
 }
 
@@ -96,10 +102,10 @@ proptest! {
     }
 
     #[test]
-    fn more_replicas_are_never_faster_and_mixtures_lie_between(a in points(), b in points(), us in 1.0f64..1e8) {
+    fn more_replicas_are_never_faster_and_mixtures_lie_between(a in points(), b in points(), us in 1.0f64..1e8, alpha in 0.0f64..=1.0) {
         let (a, b) = (Distribution::from_points(&a), Distribution::from_points(&b));
         let (fa, fb) = (a.share_within(us), b.share_within(us));
-        prop_assert!(Distribution::maximum([&a, &b]).share_within(us) <= fa.min(fb) + 1e-12);
+        prop_assert!(maximum(Dependence::new(alpha), &[&a, &b]).share_within(us) <= fa.min(fb) + 1e-12);
         let mixed = Distribution::mixture([(1.0, &a), (3.0, &b)]).share_within(us);
         prop_assert!(mixed >= fa.min(fb) - 1e-12 && mixed <= fa.max(fb) + 1e-12);
         prop_assert!(a.sum(&b).share_within(us) <= fa.min(fb) + 1e-12);

@@ -85,6 +85,8 @@ struct Op {
     /// Round trips of its pieces: of nodes that are asked at the same time the longest, of those asked one after the
     /// other the sum.
     waited: Duration,
+    /// Replicas that answered its writes.
+    acked: u32,
     /// Pieces it was cut into so far.
     pieces: u32,
     error: Option<GuestError>,
@@ -202,6 +204,7 @@ impl LaneCore {
             issued: 0,
             pieces_live: 0,
             waited: Duration::ZERO,
+            acked: 0,
             pieces: 0,
             error: None,
         });
@@ -343,8 +346,9 @@ impl LaneCore {
                 self.stats.node_read(slot, sectors, round_trip, service_ns);
             }
             Kind::Write { .. } => {
-                let waited = &mut self.op(tag).waited;
-                *waited = round_trip.max(*waited);
+                let op = self.op(tag);
+                op.waited = round_trip.max(op.waited);
+                op.acked += 1;
                 // A node that does not tell it echoes the sequence number.
                 let service_ns = Some(header.seq.0).filter(|_| header.seq != seq);
                 self.stats.node_write(slot, sectors, round_trip, service_ns);

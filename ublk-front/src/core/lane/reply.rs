@@ -323,6 +323,9 @@ impl LaneCore {
             self.stats.guest(&op.io, latency, result);
             if result.is_ok() && op.pieces == 1 {
                 self.stats.front(&op.io, latency.saturating_sub(op.waited));
+                if op.acked > 1 {
+                    self.stats.replicated(&op.io, latency);
+                }
             }
         }
         self.held.retain(|held| *held != tag);

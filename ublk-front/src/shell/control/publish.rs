@@ -98,7 +98,7 @@ impl Control {
         &self,
         now: Now,
         nodes: Vec<NodeLatency>,
-        [read_front, write_front, wake]: [Option<LatencyPoints>; 3],
+        [read_front, write_front, wake, write_replicated]: [Option<LatencyPoints>; 4],
     ) -> FrontReport {
         let guest = self.core.guest_latency();
         let span = guest.told_span(now);
@@ -125,6 +125,7 @@ impl Control {
                 flush: of(GuestKind::Flush, None),
             },
             wake,
+            write_replicated,
             nodes,
             job: self.core.job_progress(),
         }

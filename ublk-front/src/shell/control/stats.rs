@@ -28,15 +28,23 @@ pub(super) struct Counters {
 pub(super) struct Lately {
     /// By slot.
     pub(super) nodes: Vec<NodeStats>,
-    /// The front's own time, of reads and writes; how late lanes wake.
-    pub(super) front: Option<[Histogram<u64>; 3]>,
+    /// The front's own time, of reads and writes; how late lanes wake; writes that several replicas answered.
+    pub(super) front: Option<[Histogram<u64>; 4]>,
 }
 
 impl Lately {
     fn of(total: &LaneStats) -> Self {
         Self {
             nodes: total.nodes.clone(),
-            front: Some([&total.read_front, &total.write_front, &total.wake].map(Clone::clone)),
+            front: Some(
+                [
+                    &total.read_front,
+                    &total.write_front,
+                    &total.wake,
+                    &total.write_replicated,
+                ]
+                .map(Clone::clone),
+            ),
         }
     }
 
@@ -57,10 +65,10 @@ impl Lately {
         self
     }
 
-    /// The front's own time of reads and of writes; how late lanes wake.
-    pub(super) fn front(&self) -> [Option<LatencyPoints>; 3] {
+    /// The front's own time of reads and of writes; how late lanes wake; writes that several replicas answered.
+    pub(super) fn front(&self) -> [Option<LatencyPoints>; 4] {
         let of = |kind: usize| points(&self.front.as_ref()?[kind]);
-        [of(0), of(1), of(2)]
+        [of(0), of(1), of(2), of(3)]
     }
 }
 
@@ -97,6 +105,7 @@ impl Counters {
             "zero": latency(&total.zero),
             "read_front": latency(&total.read_front),
             "write_front": latency(&total.write_front),
+            "write_replicated": latency(&total.write_replicated),
             "wake": latency(&total.wake),
             "read_bytes": total.read_bytes,
             "write_bytes": total.write_bytes,
