@@ -4,7 +4,7 @@
 use crate::BoundError;
 use crate::block::{ALIGN, BLOCK_BYTES_MAX, Block, Random};
 use crate::frame::{self, Header, Kind, Line};
-use crate::ring::Ring;
+use crate::ring::{Ring, Sends};
 use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
 use std::io;
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 /// Longest latency told apart, in nanoseconds.
 const LATENCY_NS_MAX: u64 = 130_000_000_000;
 const FILL_DEPTH: usize = 8;
-const DEPTH_MAX: usize = 1024;
+/// So many headers, each sent by itself, fit a socket.
+const DEPTH_MAX: usize = 256;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Load {
@@ -100,7 +101,7 @@ pub(crate) fn run(args: &DriveArgs) -> Result<(), BoundError> {
         return wrong("--bs takes multiples of 4096 up to 1 MiB");
     }
     if args.depth == 0 || args.depth > DEPTH_MAX {
-        return wrong("--depth takes 1 to 1024");
+        return wrong("--depth takes 1 to 256");
     }
     let Ok(seconds) = Duration::try_from_secs_f64(args.seconds) else {
         return wrong("--seconds takes a number of seconds");
@@ -117,7 +118,8 @@ pub(crate) fn run(args: &DriveArgs) -> Result<(), BoundError> {
         return wrong("the nodes have no room for one request");
     }
     let failed = |error| BoundError::io("drive the nodes".to_owned(), error);
-    let ring = Ring::create().map_err(failed)?;
+    // It reads or writes and never both, so one direction has nothing but headers.
+    let ring = Ring::create(Sends::Awaited).map_err(failed)?;
     let mut drive = Drive {
         ring,
         lines,

@@ -3,7 +3,7 @@
 use crate::BoundError;
 use crate::block::{ALIGN, BLOCK_BYTES_MAX};
 use crate::frame::{self, Header, Kind, Line};
-use crate::ring::Ring;
+use crate::ring::{Ring, Sends};
 use crate::slab::Slab;
 use crate::stream::Stream;
 use clap::Args;
@@ -74,7 +74,8 @@ impl Lane {
         let mut client = Stream::new(socket.into());
         client.put(&greeting, None);
         Ok(Self {
-            ring: Ring::create()?,
+            // Reads and writes may come mixed.
+            ring: Ring::create(Sends::Apart)?,
             client,
             node,
             session,

@@ -3,7 +3,7 @@
 use crate::BoundError;
 use crate::block::{ALIGN, Block};
 use crate::frame::{Header, Kind, Line};
-use crate::ring::{Done, Memory, Ring};
+use crate::ring::{Done, Memory, Ring, Sends};
 use crate::slab::Slab;
 use crate::stream::Stream;
 use clap::Args;
@@ -122,7 +122,8 @@ impl Node {
         data_bytes: u64,
         log_bytes: u64,
     ) -> io::Result<Self> {
-        let ring = Ring::create()?;
+        // Its clients take what it sends without waiting for their own sends, or send nothing large when it does.
+        let ring = Ring::create(Sends::Awaited)?;
         ring.set_file(file)?;
         Ok(Self {
             ring,

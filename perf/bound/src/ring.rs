@@ -4,7 +4,7 @@
 use crate::batch::Batch;
 use crate::block::Block;
 use crate::slab::Slab;
-use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{Fd, Fixed, FsyncFlags};
 use io_uring::{IoUring, opcode, squeue};
 use std::fs::File;
 use std::io;
@@ -13,11 +13,17 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 /// Operations handed over by one entry, and completions kept, as of a node.
 const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 4096;
-/// A batch of so many bytes fits a socket that is read from, and has been sent when the kernel is entered: its completion
-/// is waited for together with the next event, and not taken by an entry of its own.
+/// A batch of so many bytes fits a socket that is read from, and has been sent when the kernel is entered: see [`Sends`].
 const AT_ONCE_BYTES_MAX: usize = 64 << 10;
-/// Should it not fit: how long the next event waits for it.
-const LATE_NANOS: u32 = 1_000_000;
+
+/// Whether the end of small sends is waited for together with the next event, so that it takes no entry of its own. Without a
+/// time limit: arming a timer costs more here than the entry (a virtual machine leaves its CPU for it). So both ends of a
+/// connection may wait only if one of them never has so much to send that it could be stuck: they would wait for each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sends {
+    Awaited,
+    Apart,
+}
 
 /// What an operation refers to.
 #[derive(Debug)]
@@ -51,13 +57,14 @@ struct Op<T> {
 pub(crate) struct Ring<T> {
     ring: IoUring,
     ops: Slab<Op<T>>,
+    sends: Sends,
     /// Batches of this turn that are sent at once.
     at_once: usize,
 }
 
 impl<T> Ring<T> {
     /// To be made by the thread that uses it.
-    pub(crate) fn create() -> io::Result<Self> {
+    pub(crate) fn create(sends: Sends) -> io::Result<Self> {
         let ring = IoUring::builder()
             .setup_cqsize(COMPLETIONS)
             .setup_single_issuer()
@@ -66,6 +73,7 @@ impl<T> Ring<T> {
         Ok(Self {
             ring,
             ops: Slab::default(),
+            sends,
             at_once: 0,
         })
     }
@@ -135,7 +143,8 @@ impl<T> Ring<T> {
     }
 
     pub(crate) fn send(&mut self, token: T, socket: RawFd, mut batch: Batch) {
-        self.at_once += usize::from(batch.bytes() <= AT_ONCE_BYTES_MAX);
+        let at_once = self.sends == Sends::Awaited && batch.bytes() <= AT_ONCE_BYTES_MAX;
+        self.at_once += usize::from(at_once);
         #[allow(clippy::cast_sign_loss)] // flag bits
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
         let entry = opcode::SendMsg::new(Fd(socket), batch.message()).flags(flags);
@@ -144,15 +153,8 @@ impl<T> Ring<T> {
 
     /// Hands over what was pushed, waits for something, and takes what has completed.
     pub(crate) fn enter(&mut self, out: &mut Vec<Done<T>>) -> io::Result<()> {
-        let at_once = std::mem::take(&mut self.at_once);
-        let entered = if at_once == 0 {
-            self.ring.submit_and_wait(1)
-        } else {
-            let limit = Timespec::new().nsec(LATE_NANOS);
-            let args = SubmitArgs::new().timespec(&limit);
-            self.ring.submitter().submit_with_args(1 + at_once, &args)
-        };
-        match entered {
+        let want = 1 + std::mem::take(&mut self.at_once);
+        match self.ring.submit_and_wait(want) {
             Ok(_) => {}
             Err(error) if passes(&error) => {}
             Err(error) => return Err(error),
@@ -189,9 +191,9 @@ impl<T> Drop for Ring<T> {
     }
 }
 
-/// Time over, a signal, or completions must be taken first.
+/// A signal, or completions must be taken first.
 fn passes(error: &io::Error) -> bool {
-    let passing = [libc::ETIME, libc::EINTR, libc::EBUSY, libc::EAGAIN];
+    let passing = [libc::EINTR, libc::EBUSY, libc::EAGAIN];
     error
         .raw_os_error()
         .is_some_and(|code| passing.contains(&code))
