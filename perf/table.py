@@ -118,7 +118,7 @@ def verdict_of(measured, bound, limit, value, unit):
     if bound is None:
         return "short"
     if reaches(bound):
-        return f"short by {abs(measured / value - 1):.0%}, which is ours: the raw path reaches the target"
+        return f"short by {abs(measured / value - 1):.1%}, which is ours: the raw path reaches the target"
     ours = f"{measured / bound:.0%} of that" if limit == "least" else f"{measured / bound:.2f} times that"
     return f"short; the raw path reaches {bound:.2f}{unit}, ours {ours}"
 
