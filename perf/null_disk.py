@@ -17,9 +17,11 @@ POLL_US = 200
 
 POLLED = ("randread-d1", "randwrite-d1")
 DEEP = ("randread-d32", "randwrite-d32", "randread-d128", "randwrite-d128")
+# Of the echo's requests per second, and of its latency
+LEAST, MOST = 0.8, 2.0
 # Job, ours, the other, figure, what it is called, "least" or "most", limit
-TARGETS = [*((job, "null-node", "echo", "iops", "ops/s", "least", 0.8) for job in DEEP),
-           *((job, "null-poll", "echo-poll", "p50_us", "p50", "most", 2.0) for job in POLLED)]
+TARGETS = [*((job, "null-node", "echo", "iops", "ops/s", "least", LEAST) for job in DEEP),
+           *((job, "null-poll", "echo-poll", "p50_us", "p50", "most", MOST) for job in POLLED)]
 
 
 def rows(document):
