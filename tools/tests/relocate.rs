@@ -142,6 +142,14 @@ fn another_host_reads_the_progress_from_a_node() {
         let shown = world.json(&["job", "show", "v"]);
         assert_eq!(shown["told_by_front"], false, "{host} {at}: {shown}");
     }
+    // By the right front, still of the job before.
+    let before = JobProgress {
+        created_unix_s: Some(now - 7),
+        ..progress.clone()
+    };
+    world.tell_job(3, "elsewhere", now, before);
+    let shown = world.json(&["job", "show", "v"]);
+    assert_eq!(shown["told_by_front"], false, "{shown}");
     tell("elsewhere", now);
     let shown = world.json(&["job", "show", "v"]);
     assert_eq!(shown["told_by_front"], true, "{shown}");

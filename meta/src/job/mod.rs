@@ -183,6 +183,18 @@ pub struct JobProgress {
     pub guest_p99_us: Option<u64>,
     /// What it may become.
     pub budget_us: Option<u64>,
+    /// [`JobRecord::created_unix_s`] of the job that it is about; not told by older fronts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created_unix_s: Option<u64>,
+}
+
+impl JobProgress {
+    /// Whether it may be about this job: a front speaks of the job before until it has read the new one.
+    #[must_use]
+    pub fn is_of(&self, job: &JobRecord) -> bool {
+        self.created_unix_s
+            .is_none_or(|created| created == job.created_unix_s)
+    }
 }
 
 /// Percentiles of a volume's reads and writes.

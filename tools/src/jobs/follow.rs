@@ -143,7 +143,7 @@ impl fmt::Display for Rest {
             Self::Paused => "its job is paused; it is not the time to move",
             Self::Met => "the targets are met",
             Self::OnceMore => "a target is broken; one more look",
-            Self::Impossible => "a target is broken, and no plan meets it",
+            Self::Impossible => "a target is broken, and no plan meets it; `ukai-tools plan` with the same options says why",
             Self::NotNow => "a target is broken; it is not the time to move",
             Self::GaveUp => {
                 "a target is broken; the last job failed or was cancelled less than an hour ago"

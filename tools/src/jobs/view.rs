@@ -85,7 +85,9 @@ fn told(context: &Context, map: &VolumeMap, job: &JobRecord) -> Option<(JobProgr
     let itself = || -> Option<JobProgress> {
         let record = context.front(&map.head).ok()??;
         let answer = front::ask(&record, &json!({ "cmd": "status" })).ok()?;
-        serde_json::from_value(answer["control"]["job"].clone()).ok()
+        let progress: JobProgress =
+            serde_json::from_value(answer["control"]["job"].clone()).ok()?;
+        Some(progress).filter(|progress| progress.is_of(job))
     };
     if let Some(progress) = itself() {
         return Some((progress, None));
@@ -115,7 +117,7 @@ fn of_report(
     let age_s = now_unix_s.saturating_sub(report.at_unix_s);
     report
         .job
-        .filter(|_| is_ours && is_fresh)
+        .filter(|progress| is_ours && is_fresh && progress.is_of(job))
         .map(|progress| (progress, age_s))
 }
 

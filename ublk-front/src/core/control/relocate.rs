@@ -562,6 +562,7 @@ impl ControlCore {
             limited_by: self.job_limited_by(job),
             guest_p99_us: relocation.guest.map(|(p99, _)| us(p99)),
             budget_us: budget,
+            created_unix_s: Some(job.created_unix_s),
         })
     }
 
