@@ -38,16 +38,31 @@ def _of_echo(document):
 KINDS = {"guest": _of_guest, "scale": _of_scale, "relocate": _of_relocate, "echo": _of_echo}
 
 
+def _newest(kind, folder):
+    """(path, document) of the newest result; of perf/scale, which measures the rows that it is asked for, of the newest of each row"""
+    wanted = set(growth.PARTS)
+    for path in sorted(glob.glob(os.path.join(folder, f"{kind}-*.json")), reverse=True):
+        with open(path) as file:
+            document = json.load(file)
+        if kind != "scale":
+            yield path, document
+            return
+        document["options"]["rows"] = [row for row in document["options"]["rows"] if row in wanted]
+        wanted.difference_update(document["options"]["rows"])
+        if document["options"]["rows"]:
+            yield path, document
+    if 0 < len(wanted) < len(growth.PARTS):
+        print(f"no result of perf/scale --rows {','.join(sorted(wanted))} yet")
+
+
 def print_elsewhere(folder):
     print(f"\n{'by other commands':<76}{'measured':>9}  {'target':<12} verdict")
     for kind, rows_of in KINDS.items():
-        stored = sorted(glob.glob(os.path.join(folder, f"{kind}-*.json")))
-        if not stored:
+        found = list(_newest(kind, folder))
+        if not found:
             print(f"no result of perf/{kind} yet")
-            continue
-        with open(stored[-1]) as file:
-            document = json.load(file)
-        print(f"perf/{kind}, {os.path.basename(stored[-1])}:")
-        for what, measured, target, others, verdict in rows_of(document):
-            busy = f" (others took {others:.2f} CPUs)" if others > QUIET_SHARE else ""
-            print(f"  {what:<74}{aligned(measured, 2)}  {target:<12} {verdict}{busy}")
+        for path, document in found:
+            print(f"perf/{kind}, {os.path.basename(path)}:")
+            for what, measured, target, others, verdict in rows_of(document):
+                busy = f" (others took {others:.2f} CPUs)" if others > QUIET_SHARE else ""
+                print(f"  {what:<74}{aligned(measured, 2)}  {target:<12} {verdict}{busy}")

@@ -38,6 +38,10 @@ def is_stride(job):
     return job.startswith("stride")
 
 
+# Of fio, for large amounts in order
+STREAM = ("--bs=1m", "--iodepth=8")
+
+
 class Fio:
     """fio with one of its engines. Figures are as if the job had run without fio's start (`start_cpu`)."""
     name = "fio"
@@ -45,21 +49,36 @@ class Fio:
     def __init__(self, *engine, sync="--fsync=1", env=None):
         self.engine, self.sync, self.env = engine, sync, env
 
-    def _run(self, arguments, seconds):
+    def _jobs(self, arguments, seconds):
         text = run("fio", "--name=job", "--thread", "--direct=1", "--output-format=json", *self.engine, *arguments,
                    seconds=seconds, env=self.env)
         if "{" not in text:
             raise Failed(f"fio printed no result: {text[-300:]}")
-        result = json.loads(text[text.index("{"):])["jobs"][0]
-        if result.get("error"):
-            raise Failed(f"fio ended with error {result['error']}")
-        return result
+        results = json.loads(text[text.index("{"):])["jobs"]
+        for result in results:
+            if result.get("error"):
+                raise Failed(f"fio ended with error {result['error']}")
+        return results
+
+    def _run(self, arguments, seconds):
+        return self._jobs(arguments, seconds)[0]
 
     def fill(self):
-        self._run(["--rw=write", "--bs=1m", "--iodepth=8", "--end_fsync=1"], 1200)
+        self._run(["--rw=write", *STREAM, "--end_fsync=1"], 1200)
 
     def once(self):
         self._run(["--rw=read", "--bs=4k", "--number_ios=1"], 60)
+
+    def read_rate(self):
+        """Bytes/s of all of it once, in order"""
+        return self._run(["--rw=read", *STREAM], 300)["read"]["bw_bytes"]
+
+    def read_and_write_rates(self, written, seconds):
+        """Bytes/s of reading this and writing the other at the same time, for so long"""
+        timed = [*STREAM, "--time_based", f"--runtime={seconds}"]
+        read, write = self._jobs(["--rw=read", *timed, "--name=other", "--thread", "--direct=1", *written.engine, "--rw=write", *timed],
+                                 seconds + 120)
+        return read["read"]["bw_bytes"], write["write"]["bw_bytes"]
 
     def measure(self, job, seconds):
         direction, random, block, depth, flushed = JOBS[job]

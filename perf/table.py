@@ -38,10 +38,6 @@ for _other in ("nbd", "loop"):
              "iops", "least", GUEST_TARGETS)
 _targets("front alone", "null-front", "null-plain", {"randread-d32": 0.8, "randwrite-d32": 0.8}, "iops", "least", GUEST_TARGETS)
 
-# Rows of the list of targets that no command measures yet; those of other commands: elsewhere.py
-ELSEWHERE = [
-    ("copy for relocation or resync, no limit set", "no command yet (perf/relocate asks for 32 MiB/s)"),
-]
 # Other processes on this share of a CPU spoil a measurement.
 QUIET_SHARE = 0.1
 FIGURES = ("iops", "p50_us", "p99_us", "p999_us", "cpu_us")
@@ -157,8 +153,6 @@ def print_targets(result):
     for what, job, against, about, measured, bound, limit, verdict in rows(result):
         short += verdict.startswith("short")
         print(f"{what:<21}{job:<16}{against:<11}{about:<8}{aligned(measured, 2)}{aligned(bound, 2)}  {limit:<10} {verdict}")
-    for what, where in () if result.of_guest else ELSEWHERE:
-        print(f"{what}: {where}")
     return short
 
 
