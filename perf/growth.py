@@ -28,5 +28,8 @@ def rows(document):
             bounds = [sample["bound"] for sample in found if "bound" in sample]
             bound = statistics.median(bounds) if bounds else None
             verdict = "" if limit is None else verdict_of(median, bound, "least" if least else "most", limit, unit)
+            why = getattr(PARTS[name], "WHY_SHORT", {}).get(row)
+            if why and verdict.startswith("short"):
+                verdict += f": {why}"
             others = max(sample["other_cpu_share"] for sample in found)
             yield row, what, unit, median, min(values) if least else max(values), target, others, verdict
