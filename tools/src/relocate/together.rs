@@ -15,7 +15,7 @@
 //! sides of the fit.
 
 use super::model::Distribution;
-use super::problem::{NodeIndex, NodeModel, Problem};
+use super::problem::{NodeIndex, Problem};
 use std::collections::BTreeMap;
 use ukai_meta::LatencyPoints;
 use ukai_meta::report::FrontReport;
@@ -76,7 +76,7 @@ pub(crate) struct Measured {
     /// Of writes that several replicas answered, in the front.
     writes: LatencyPoints,
     /// What each node's part of it took, with the front's own time.
-    nodes: BTreeMap<NodeId, NodeModel>,
+    nodes: BTreeMap<NodeId, Distribution>,
 }
 
 impl Measured {
@@ -88,8 +88,7 @@ impl Measured {
         let own = Distribution::from_points(front.guest.write.front.as_ref()?);
         let nodes = front.nodes.iter().filter_map(|node| {
             let write = Distribution::from_points(node.write.as_ref()?).sum(&own);
-            let read = write.clone();
-            Some((node.node, NodeModel { read, write }))
+            Some((node.node, write))
         });
         Some(Self {
             writes,
@@ -123,8 +122,8 @@ impl Problem {
         let mut known: Vec<(f64, Vec<f64>)> = Vec::new();
         for (load, set) in sets {
             let share = |at: &NodeIndex| {
-                let model = measured.nodes.get(&self.node(*at).id)?;
-                Some(model.write.share_within(us))
+                let write = measured.nodes.get(&self.node(*at).id)?;
+                Some(write.share_within(us))
             };
             known.push((load, set.iter().map(share).collect::<Option<_>>()?));
         }

@@ -105,7 +105,7 @@ fn nodes() -> [LatencyPoints; 3] {
 fn writes(dependence: Dependence) -> LatencyPoints {
     let told = Measured::of(&front(Some(points(1.0, 1.0)), &nodes())).expect("enough");
     let within =
-        |set: [u8; 2], us| dependence.all(set.map(|n| told.nodes[&id(n)].write.share_within(us)));
+        |set: [u8; 2], us| dependence.all(set.map(|n| told.nodes[&id(n)].share_within(us)));
     LatencyPoints::from_quantiles(2000, |q| {
         super::super::model::quantile_of(q, |us| {
             0.4 * within([0, 1], us) + 0.6 * within([1, 2], us)
