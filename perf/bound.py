@@ -1,7 +1,7 @@
 """The raw prototype of UKAI's data path (perf/bound) as a system under measurement: the bound of a target that is not met."""
 import os
 
-from load import BOUND_NODE, JOBS, Bench, Fio, QemuImg, is_stride
+from load import BOUND_NODE, JOBS, Bench, Fio, gap_of_copies, over_nbd
 from process import Daemon, run
 from ukai import BIN, missing
 
@@ -81,11 +81,10 @@ class Bound:
     def client(self, job):
         if self.in_process:
             return Drive(self.sockets)
-        uri = f"nbd+unix:///?socket={self.nbd}"
-        return QemuImg(uri, self.size) if is_stride(job) else Fio("--ioengine=nbd", f"--uri={uri}")
+        return over_nbd(job, f"nbd+unix:///?socket={self.nbd}", self.size)
 
     def gap(self, job):
-        return "one copy is what is compared" if self.copies > 1 and is_stride(job) else None
+        return gap_of_copies(job, self.copies)
 
     def stop(self):
         while self.daemons:

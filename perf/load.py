@@ -127,6 +127,16 @@ class QemuImg:
         return {"ios": count, "iops": count / self._seconds(job, count), "p50_us": None, "p99_us": None, "p999_us": None}
 
 
+def over_nbd(job, uri, size):
+    """The client of this job for an export of so many bytes"""
+    return QemuImg(uri, size) if is_stride(job) else Fio("--ioengine=nbd", f"--uri={uri}")
+
+
+def gap_of_copies(job, copies):
+    """Why a system with so many copies does not run this job, or None"""
+    return "one copy is what is compared" if copies > 1 and is_stride(job) else None
+
+
 class Bench:
     """`ukai-tools bench`: attaches the volume in its own process, which is the front and its guest, and detaches it."""
     name = "ukai-tools bench"

@@ -5,7 +5,7 @@ import signal
 import sys
 
 import portmap
-from load import Fio, QemuImg, is_stride
+from load import Fio, QemuImg, is_stride, over_nbd
 from process import Daemon, answers, run
 from ukai import free_port
 
@@ -100,7 +100,7 @@ class NbdPeer(Peer):
         self._daemon(*self.server(socket)).wait_ready("an export", lambda: answers("nbdinfo", "--size", self.uri))
 
     def client(self, job):
-        return QemuImg(self.uri, self.size) if is_stride(job) else Fio("--ioengine=nbd", f"--uri={self.uri}")
+        return over_nbd(job, self.uri, self.size)
 
 
 class QemuNbd(NbdPeer):

@@ -2,7 +2,7 @@
 import os
 import socket
 
-from load import NODE, Bench, Fio, QemuImg, is_stride
+from load import NODE, Bench, gap_of_copies, over_nbd
 from process import Daemon, run, wait_until
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -130,12 +130,11 @@ class Ukai:
     def client(self, job):
         if self.in_process:
             return Bench(f"{BIN}/ukai-tools", "perf", f"{self.cluster.folder}/run", self.cluster.env)
-        uri = f"nbd+unix:///?socket={self.cluster.socket('perf')}"
-        return QemuImg(uri, self.size) if is_stride(job) else Fio("--ioengine=nbd", f"--uri={uri}")
+        return over_nbd(job, f"nbd+unix:///?socket={self.cluster.socket('perf')}", self.size)
 
     def gap(self, job):
         """Why this job is not run here, or None"""
-        return "one copy is what is compared" if self.copies > 1 and is_stride(job) else None
+        return gap_of_copies(job, self.copies)
 
     def stop(self):
         if self.cluster:
